@@ -1,0 +1,77 @@
+"""The op contract, and the modules that fulfil it.
+
+A backend is a module of these functions, chosen once by name and passed down. `T` tokens of all sequences stand packed,
+one after another; every op but attention works row by row and never knows that a batch exists.
+"""
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, cast
+
+from ..errors import Error
+
+Array = Any
+Activation = str | Callable[[Any], Any]
+
+BACKENDS = ("numpy",)
+DTYPES = ("float32", "float64")
+PRECISIONS = ("highest", "high", "medium")
+
+
+class Settings(NamedTuple):
+    """What prepared weights carry: dtype of parameters and results, precision of products, threads, reproducibility."""
+
+    dtype: str = "float32"
+    matmul_precision: str = "highest"
+    threads: int | None = None
+    reproducible: bool = False
+
+
+class Sequences(NamedTuple):
+    """Which rows are whose: queries query_start[b] : query_start[b + 1], keys key_start[b] : key_start[b] + key_length[b].
+
+    Under `causal` the last query sees every key, the one before it one key fewer, and so on.
+    """
+
+    query_start: Array  # (B + 1,) int32
+    key_start: Array  # (B,) int32
+    key_length: Array  # (B,) int32
+    causal: bool
+
+
+class Backend(Protocol):
+    """The op contract; backends/numpy.py says what each op means."""
+
+    def embed(
+        self, ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Array
+    ) -> Array: ...
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
+    def linear(
+        self, x: Array, weight: Array, bias: Array, activation: Activation | None = None, residual: Array | None = None
+    ) -> Array: ...
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        sequences: Sequences,
+        heads: int,
+        bias: Array | None = None,
+        head_mask: Array | None = None,
+        probs: bool = False,
+    ) -> tuple[Array, list[Array] | None]: ...
+    def activation(self, x: Array, name: Activation) -> Array: ...
+    def prepare(self, tree: dict[str, Any], settings: Settings) -> dict[str, Any]: ...
+    def asarray(self, x: Any) -> Array: ...
+    def to_numpy(self, x: Array) -> Any: ...
+    def running(self, settings: Settings) -> AbstractContextManager[None]: ...
+
+
+def load_backend(name: str | None = None) -> Backend:
+    """The backend of a name, or the default one; raises Error on an unknown name."""
+    if name is None:
+        name = "numpy"
+    if name not in BACKENDS:
+        raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,235 @@
+"""The definition of every op, in plain NumPy: float32 or float64.
+
+Shapes: T tokens packed one sequence after another, Tq of them queries and Tk keys; D the model's width, H heads of width d;
+I and O the width into and out of a dense layer.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
+import numpy as np
+from numpy.polynomial.chebyshev import cheb2poly
+
+from ..errors import Error
+from . import Activation, Sequences, Settings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def embed(
+    ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Array
+) -> Array:  # (T,) x3, (V, D), (P, D), (N, D) -> (T, D)
+    """The sum of a token's three embeddings; `ids` may be (T, D) vectors that stand for the words, `positions` None for none."""
+    x: Array = (ids if ids.ndim == 2 else word[ids]) + token_type[token_types]
+    if positions is not None:
+        x = x + position[positions]
+    return x
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
+    """Each row less its mean, over its standard deviation, scaled and shifted (Ba et al. 2016)."""
+    x = x - x.mean(-1, keepdims=True)
+    variance = np.square(x).mean(-1, keepdims=True)
+    return x / np.sqrt(variance + x.dtype.type(eps)) * weight + bias
+
+
+def linear(
+    x: Array, weight: Array, bias: Array, activation: Activation | None = None, residual: Array | None = None
+) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
+    """activation(x W^T + b) + residual."""
+    y = x @ weight.T
+    y += bias
+    if activation is not None:
+        y = _activate(y, activation)
+    if residual is not None:
+        y += residual
+    return y
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    sequences: Sequences,
+    heads: int,
+    bias: Array | None = None,
+    head_mask: Array | None = None,
+    probs: bool = False,
+) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
+    """softmax(q k^T / sqrt(d) + bias) v, each sequence and head for itself (Vaswani et al. 2017), and the probabilities if asked.
+
+    k and v may also be a cache, (B, H, capacity, d). bias and head_mask broadcast to (B, H, Sq, Sk).
+    """
+    out = np.empty_like(q)
+    d = q.shape[1] // heads
+    probabilities: list[Array] = []
+
+    def by_head(x: Array) -> Array:  # (S, H d) -> (H, S, d)
+        return x.reshape(-1, heads, d).transpose(1, 0, 2)
+
+    starts = zip(sequences.query_start[:-1], sequences.query_start[1:], sequences.key_start, sequences.key_length, strict=True)
+    for b, (start, end, key, length) in enumerate(starts):
+        queries = by_head(q[start:end])
+        keys, values = (by_head(x[key : key + length]) if x.ndim == 2 else x[b, :, key : key + length] for x in (k, v))
+        scores = queries @ keys.transpose(0, 2, 1)
+        scores /= math.sqrt(d)
+        if bias is not None:
+            scores += bias[b if len(bias) > 1 else 0]
+        if sequences.causal:
+            seen = np.arange(length) <= np.arange(length - (end - start), length)[:, None]
+            scores = np.where(seen, scores, -math.inf)
+        p = softmax(scores)
+        if head_mask is not None:
+            p *= head_mask[b if len(head_mask) > 1 else 0]
+        out[start:end] = (p @ values).transpose(1, 0, 2).reshape(end - start, heads * d)
+        if probs:
+            probabilities.append(p)
+    return out, probabilities if probs else None
+
+
+def softmax(x: Array) -> Array:  # (..., S) -> same
+    """exp(x) / sum exp(x) over the last axis, shifted by the row's largest so that nothing overflows."""
+    x = np.exp(x - x.max(-1, keepdims=True))
+    x /= x.sum(-1, keepdims=True)
+    return x
+
+
+def activation(x: Array, name: Activation) -> Array:
+    """One of transformers' ACT2FN by name, or any function of an array; raises Error where it changes the shape."""
+    return _activate(x, name)
+
+
+def _activate(x: Array, name: Activation) -> Array:
+    y = np.asarray(name(x)) if callable(name) else ACTIVATIONS[name](x)
+    if y.shape != x.shape:
+        raise Error(f"hidden_act gave an array of shape {y.shape} for one of {x.shape}; it must keep the shape")
+    return y.astype(x.dtype, copy=False)
+
+
+def erfc(x: Array) -> Array:
+    """The complementary error function, to 1e-15 in float64 and 3e-7 in float32 (relative, where it is not tiny).
+
+    For y = |x| and t = 2 / (2 + y): erfc(y) = t exp(p(t) - y^2), p a Chebyshev series (tools/fit_erfc.py).
+    erfc(-y) = 2 - erfc(y).
+    """
+    y = np.abs(x)
+    t = 2 / (2 + y)
+    u = 2 * t - 1
+    polynomial = ERFC_POLYNOMIAL[x.dtype.itemsize]
+    p = np.full_like(u, polynomial[-1])
+    for coefficient in polynomial[-2::-1]:
+        p *= u
+        p += coefficient
+    p -= np.square(y)
+    tail = t * np.exp(p)
+    return np.where(x < 0, 2 - tail, tail)
+
+
+ERFC_SERIES = [
+    -0.6513268598908547, 0.6419697923564902, 0.019476473204185836, -0.009561514786808632, -0.0009465953444820369,
+    0.00036683949785276145, 4.252332480690777e-05, -2.0278578112534242e-05, -1.6242900046470256e-06, 1.3036558355805232e-06,
+    1.5626441722066142e-08, -8.523809591492654e-08, 6.5290544390988515e-09, 5.059343495551469e-09, -9.91364156493033e-10,
+    -2.273651222931836e-10, 9.646791102015527e-11, 2.3940380830391146e-12, -6.886027526497553e-12, 8.944879273090725e-13,
+    3.130921399342958e-13, -1.1270822361367252e-13, 3.810905255189232e-16, 7.106097613609237e-15, -1.5230282014571043e-15,
+    -9.457494571291233e-17, 1.210237189224279e-16, -2.816663087747177e-17, 5.003005559445902e-20, 2.3281042579529253e-18,
+]  # fmt: skip
+ERFC_POLYNOMIAL = {4: cheb2poly(ERFC_SERIES[:13]).tolist(), 8: cheb2poly(ERFC_SERIES[:28]).tolist()}
+
+
+def gelu(x: Array) -> Array:
+    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016): the exact form, by erfc."""
+    y: Array = 0.5 * x * erfc(x * -math.sqrt(0.5))
+    return y
+
+
+def gelu_tanh(x: Array, slope: float = math.sqrt(2 / math.pi)) -> Array:
+    """The tanh approximation of GELU."""
+    y: Array = 0.5 * x * (1 + np.tanh(slope * (x + 0.044715 * (x * x * x))))
+    return y
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), by exp of what is negative only."""
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x))."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_10": lambda x: np.clip(gelu(x), -10, 10),
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": lambda x: gelu_tanh(x, 0.7978845608),
+    "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "laplace": lambda x: 0.5 * erfc((0.707107 - x) / (0.282095 * math.sqrt(2))),
+    "leaky_relu": lambda x: np.where(x < 0, 0.01 * x, x),
+    "linear": lambda x: x,
+    "mish": lambda x: x * np.tanh(softplus(x)),
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.square(np.maximum(x, 0)),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": sigmoid,
+    "silu": lambda x: x * sigmoid(x),
+    "sqrtsoftplus": lambda x: np.sqrt(softplus(x)),
+    "swish": lambda x: x * sigmoid(x),
+    "tanh": np.tanh,
+}
+
+
+def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The weights in the settings' dtype, each layer's query, key and value joined as `qkv`; arrays that fit are not copied."""
+    if settings.reproducible:
+        raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
+    dtype = np.dtype(settings.dtype)
+
+    converted: dict[int, Array] = {}
+
+    def visit(branch: Any, name: str, parent: str) -> Any:
+        if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
+            return converted.setdefault(id(branch), branch.astype(dtype, copy=False))
+        if name == "self" and parent == "attention":
+            parts = [branch[part] for part in ("query", "key", "value")]
+            joined = {
+                leaf: np.concatenate([part[leaf] for part in parts]).astype(dtype, copy=False) for leaf in ("weight", "bias")
+            }
+            rest = {key: visit(value, key, name) for key, value in branch.items() if key not in ("query", "key", "value")}
+            return {"qkv": joined} | rest
+        return {key: visit(value, key, name) for key, value in branch.items()}
+
+    return dict(visit(tree, "", ""))
+
+
+def asarray(x: Any) -> Array:
+    """An array of this backend."""
+    return np.asarray(x)
+
+
+def to_numpy(x: Array) -> Array:
+    """A NumPy array."""
+    return x
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """Limit BLAS to the settings' threads while the model runs; raises Error where threadpoolctl is missing."""
+    if settings.threads is None:
+        yield
+        return
+    try:
+        import threadpoolctl
+    except ImportError as error:
+        raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[cpu]'") from error
+    with threadpoolctl.threadpool_limits(settings.threads, "blas"):
+        yield

@@ -1,0 +1,130 @@
+"""Keys and values of tokens already read, so that the next one costs one token's work."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import Error
+
+Array = Any
+
+
+class LayerCache:
+    """One layer's keys and values, (B, H, capacity, d), of which the first `length` along capacity are in use.
+
+    Capacity doubles when it is full, so a token's share of the copying does not grow with the length.
+    """
+
+    def __init__(self, keys: Array | None = None, values: Array | None = None) -> None:
+        self.keys, self.values = keys, values
+        self.length = 0 if keys is None else int(keys.shape[2])
+
+    def stored(self) -> tuple[Array, Array]:
+        """The keys and values in use, (B, H, length, d), as views."""
+        if self.keys is None or self.values is None:
+            raise Error("this layer of the cache is empty")
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def extend(self, k: Array, v: Array, heads: int) -> tuple[Array, Array]:
+        """Append new tokens' keys and values, (B S, H d) packed; returns all in use, as `stored`."""
+        old = self.length
+        if self.keys is None:
+            raise Error("a cache must know its batch before it is extended")
+        B = self.keys.shape[0]
+        if self.keys.shape[1] == 0:
+            shape = (B, heads, 0, k.shape[1] // heads)
+            self.keys, self.values = np.empty_like(k, shape=shape), np.empty_like(v, shape=shape)
+        new = k.shape[0] // B
+        self.length = old + new
+        if self.length > self.keys.shape[2]:
+            capacity = max(self.length, 2 * self.keys.shape[2], 16)
+            self.keys, self.values = _grown(self.keys, old, capacity), _grown(self.values, old, capacity)
+        for buffer, x in zip(self.stored(), (k, v), strict=True):
+            buffer[:, :, old : self.length] = x.reshape(B, new, heads, -1).transpose(0, 2, 1, 3)
+        return self.stored()
+
+    def select(self, rows: Array) -> None:
+        """Keep these rows of the batch, in this order, repeated where named twice."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+def _grown(x: Array, used: int, capacity: int) -> Array:
+    B, H, _, d = x.shape
+    larger = np.empty_like(x, shape=(B, H, capacity, d))
+    larger[:, :, :used] = x[:, :, :used]
+    return larger
+
+
+class Cache(Sequence[tuple[Array, ...]]):
+    """The keys and values of every layer; reads as the tuple of (k, v) or (k, v, cross_k, cross_v) that transformers returns."""
+
+    def __init__(self, layers: int, batch: int) -> None:
+        empty = np.empty((batch, 0, 0, 0))
+        self._layers = [(LayerCache(empty, empty), LayerCache(empty, empty)) for _ in range(layers)]
+
+    @classmethod
+    def of(cls, past: "Cache | Sequence[Sequence[Array]] | None", layers: int, batch: int) -> "Cache":
+        """A cache from transformers' tuples, (k, v) or (k, v, cross_k, cross_v) a layer, each (B, H, S, d); a Cache is itself.
+
+        Raises Error where the number of layers, the batch or the shapes do not fit.
+        """
+        if past is None:
+            return cls(layers, batch)
+        if len(past) != layers:
+            raise Error(f"past_key_values has {len(past)} layers, the model {layers}")
+        cache = past if isinstance(past, Cache) else cls(layers, batch)
+        if not isinstance(past, Cache):
+            for index, entry in enumerate(past):
+                arrays = [np.asarray(x) for x in entry if x is not None]
+                if len(arrays) not in (2, 4) or any(x.ndim != 4 for x in arrays) or arrays[0].shape != arrays[1].shape:
+                    raise Error(
+                        "past_key_values must hold (k, v) or (k, v, cross_k, cross_v) a layer, each (batch, heads, length, d)"
+                    )
+                cross = LayerCache(*arrays[2:]) if len(arrays) == 4 else cache._layers[index][1]
+                cache._layers[index] = (LayerCache(*arrays[:2]), cross)
+        held = cache.batch
+        if held != batch:
+            raise Error(f"past_key_values is for a batch of {held}, the input one of {batch}")
+        return cache
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        keys = self._layers[0][0].keys
+        return 0 if keys is None else int(keys.shape[0])
+
+    @property
+    def length(self) -> int:
+        """How many tokens a sequence has behind it, pads counted."""
+        return self._layers[0][0].length
+
+    @property
+    def lengths(self) -> Array:
+        """The same for each sequence, (B,) int32."""
+        return np.full(self.batch, self.length, np.int32)
+
+    def get_seq_length(self) -> int:
+        """`length`, by transformers' name."""
+        return self.length
+
+    def layer(self, index: int) -> tuple[LayerCache, LayerCache]:
+        """A layer's own cache and its cross-attention's."""
+        return self._layers[index]
+
+    def select(self, rows: Array) -> None:
+        """Keep these rows of the batch, in this order (beams); transformers' reorder_cache."""
+        for pair in self._layers:
+            for cache in pair:
+                cache.select(rows)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
+        for own, cross in self._layers:
+            yield own.stored() + (cross.stored() if cross.length else ())
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]

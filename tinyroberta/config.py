@@ -1,0 +1,238 @@
+"""The configuration: Hugging Face's fields, names and defaults, checked once."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from .errors import Error
+from .weights.files import read_json, write_json
+from .weights.hub import checkpoint_folder
+
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
+    "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu",
+    "sqrtsoftplus", "swish", "tanh",
+)  # fmt: skip
+POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "max_position_embeddings", "type_vocab_size")  # fmt: skip
+FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+SWITCHES = ("use_cache", "is_decoder", "add_cross_attention", "is_encoder_decoder", "tie_word_embeddings", "tie_encoder_decoder",
+            "tie_last_hidden_states", "return_dict", "output_hidden_states", "output_attentions")  # fmt: skip
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id")
+
+
+@dataclass(frozen=True)
+class RobertaPreLayerNormConfig:
+    """What a RoBERTa-PreLayerNorm model is; mirrors transformers' RobertaPreLayerNormConfig.
+
+    Fields this library does not know are kept in `extra` and written back by `save_pretrained`. Raises Error on a value
+    that makes no sense.
+    """
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str | Callable[[Any], Any] = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    position_embedding_type: str = "absolute"
+    use_cache: bool = True
+    classifier_dropout: float | None = None
+    model_type: str = "roberta-prelayernorm"
+    architectures: list[str] | None = None
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    is_encoder_decoder: bool = False
+    cross_attention_hidden_size: int | None = None
+    decoder_start_token_id: int | None = None
+    sep_token_id: int | None = None
+    chunk_size_feed_forward: int = 0
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    tie_word_embeddings: bool = True
+    tie_encoder_decoder: bool = False
+    tie_last_hidden_states: bool = True
+    return_dict: bool = True
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assign = object.__setattr__
+        assign(self, "extra", MappingProxyType(dict(self.extra)))
+        for name in POSITIVE:
+            _check_int(name, getattr(self, name), 1)
+        for name in TOKENS:
+            value = getattr(self, name)
+            for token in value if name == "eos_token_id" and isinstance(value, list) else [value]:
+                if token is not None:
+                    _check_int(name, token, 0)
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise Error(f"config: {name} is {value!r}; it must be a number from 0 to 1")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise Error(f"config: {name} is {getattr(self, name)!r}; it must be true or false")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise Error(f"config: {name} is {value!r}; it must be a number of at least 0")
+        _check_int("chunk_size_feed_forward", self.chunk_size_feed_forward, 0)
+        if self.cross_attention_hidden_size is not None:
+            _check_int("cross_attention_hidden_size", self.cross_attention_hidden_size, 1)
+        if self.hidden_size % self.num_attention_heads:
+            raise Error(
+                f"config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if not callable(self.hidden_act) and self.hidden_act not in ACTIVATIONS:
+            raise Error(
+                f"config: hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}, or a function of an array"
+            )
+        if self.position_embedding_type not in POSITION_TYPES:
+            raise Error(
+                f"config: position_embedding_type is {self.position_embedding_type!r}; known are {', '.join(POSITION_TYPES)}"
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise Error(f"config: problem_type is {self.problem_type!r}; it must be one of {', '.join(PROBLEM_TYPES)}")
+        if not isinstance(self.model_type, str):
+            raise Error(f"config: model_type is {self.model_type!r}; it must be a string")
+        if self.architectures is not None and not (
+            isinstance(self.architectures, list) and all(isinstance(name, str) for name in self.architectures)
+        ):
+            raise Error(f"config: architectures is {self.architectures!r}; it must be a list of class names")
+        pad = self.pad_token_id
+        if pad is not None and (pad >= self.vocab_size or pad >= self.max_position_embeddings):
+            raise Error(
+                f"config: pad_token_id {pad} must be below vocab_size {self.vocab_size} "
+                f"and max_position_embeddings {self.max_position_embeddings}"
+            )
+        if self.add_cross_attention and not self.is_decoder:
+            raise Error("config: add_cross_attention needs is_decoder: only a decoder has cross-attention")
+        assign(self, "pruned_heads", self._pruned())
+        self._label()
+
+    def _pruned(self) -> dict[int, list[int]]:
+        pruned: dict[int, list[int]] = {}
+        try:
+            for layer, heads in dict(self.pruned_heads).items():
+                pruned[int(layer)] = sorted({int(head) for head in heads})
+        except (TypeError, ValueError) as error:
+            raise Error(f"config: pruned_heads is {self.pruned_heads!r}; it must map layers to lists of heads") from error
+        for layer, heads in pruned.items():
+            if not 0 <= layer < self.num_hidden_layers:
+                raise Error(f"config: pruned_heads names layer {layer}, the model has layers 0 to {self.num_hidden_layers - 1}")
+            if any(not 0 <= head < self.num_attention_heads for head in heads):
+                raise Error(f"config: pruned_heads names heads {heads}, the model has heads 0 to {self.num_attention_heads - 1}")
+        return pruned
+
+    def _label(self) -> None:
+        assign, count, names = object.__setattr__, self.num_labels, self.id2label
+        if count is not None:
+            _check_int("num_labels", count, 1)
+        if names is not None:
+            try:
+                names = {int(index): str(label) for index, label in names.items()}
+            except (AttributeError, TypeError, ValueError) as error:
+                raise Error(f"config: id2label is {self.id2label!r}; it must map numbers to names") from error
+            if count is not None and count != len(names):
+                if names != _default_labels(len(names)):
+                    raise Error(
+                        f"config: num_labels is {count}, id2label has {len(names)} names: give one of them, or both alike"
+                    )
+                names = None
+        if names is None:
+            names = _default_labels(2 if count is None else count)
+            assign(self, "label2id", None)
+        if self.label2id is None:
+            assign(self, "label2id", {label: index for index, label in names.items()})
+        elif not isinstance(self.label2id, dict):
+            raise Error(f"config: label2id is {self.label2id!r}; it must map names to numbers")
+        assign(self, "id2label", names)
+        assign(self, "num_labels", len(names))
+
+    @property
+    def head_size(self) -> int:
+        """The width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def usable_length(self) -> int:
+        """The longest text in tokens: RoBERTa's positions start after the padding index."""
+        return self.max_position_embeddings - (self.pad_token_id or 0) - 1
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """A configuration from the object in a config.json; raises Error on a value that makes no sense."""
+        known = {entry.name for entry in dataclasses.fields(cls)} - {"extra"}
+        fields = {name: value for name, value in content.items() if name in known}
+        if isinstance(fields.get("architectures"), tuple):
+            fields["architectures"] = list(fields["architectures"])
+        return cls(**fields, extra={name: value for name, value in content.items() if name not in known})
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> Self:
+        """The configuration of a checkpoint folder or Hub repository; raises Error where there is none."""
+        return cls.from_dict(read_json(checkpoint_folder(path_or_repo, revision, weights=False) / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object to write as config.json: the model's fields, everything that differs from its default, and `extra`."""
+        content: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            if entry.name in ("extra", "num_labels", "label2id"):
+                continue
+            value = getattr(self, entry.name)
+            default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
+            if entry.name == "id2label":
+                if value == _default_labels(2):
+                    continue
+                content["label2id"] = self.label2id
+                value = {str(index): label for index, label in value.items()}
+            elif entry.name == "pruned_heads":
+                value = {str(layer): heads for layer, heads in value.items()}
+            if entry.name in ALWAYS_WRITTEN or value != default:
+                content[entry.name] = value
+        return content | dict(self.extra)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json to a folder; raises Error where hidden_act is a function, which JSON cannot hold."""
+        if callable(self.hidden_act):
+            raise Error("config: hidden_act is a function, which config.json cannot hold; name a known activation to save")
+        write_json(Path(folder) / "config.json", self.to_dict())
+
+
+ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use_cache", "classifier_dropout"} | {
+    *POSITIVE, *FRACTIONS[:2], *TOKENS[:3], "hidden_act", "initializer_range", "layer_norm_eps"
+}  # fmt: skip
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise Error(f"config: {name} is {value!r}; it must be a whole number of at least {least}")

@@ -1,0 +1,176 @@
+"""The forward pass of RoBERTa-PreLayerNorm, from ids to logits. Read top to bottom.
+
+Shapes: B sequences of S tokens; T tokens packed, all sequences one after another; D the model's width, H heads of width
+d, V words. `ops` is a backend: its module says what linear, layer_norm and attention compute. The weights keep the names of the
+checkpoint, so that a nested dict of them is a function's signature: `block(..., **layer)`. `call` holds what does not
+change from layer to layer.
+
+    x = embed(ids)                                       a vector for every token
+    for each layer:   x = x + attention(norm(x))         tokens read each other
+                      x = x + feed_forward(norm(x))      each token thinks for itself
+    x = norm(x)                                          then a head: words, labels, spans
+
+Pre-norm (Xiong et al. 2020): the norm stands before each sublayer and never on the path that carries x through.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backends import Activation, Array, Backend, Sequences
+from .cache import Cache, LayerCache
+
+Weights = dict[str, Any]
+
+
+class Call(NamedTuple):
+    """What one call of a model fixes for all its layers."""
+
+    eps: float
+    head_size: int  # d
+    hidden_act: Activation
+    position_embedding_type: str
+    sequences: Sequences  # whose queries read which keys
+    bias: Array | None = None  # added to the scores: masks that packing cannot say, (B, 1 or H, 1 or Sq, Sk)
+    head_mask: Sequence[Array] | None = None  # one a layer, (1 or B, H, 1 or Sq, 1 or Sk)
+    probs: bool = False  # keep the attention probabilities
+    states: bool = False  # keep the hidden states
+    chunk: int = 0  # rows that the feed-forward takes at a time, 0 for all
+    cache: Cache | None = None  # keys and values of earlier tokens
+    source: Array | None = None  # (Te, D), the encoder's tokens for cross-attention
+    source_sequences: Sequences | None = None
+    source_bias: Array | None = None
+
+
+class Encoded(NamedTuple):
+    """What the encoder leaves: packed rows, and what was asked to be kept."""
+
+    last: Array  # (T, D)
+    hidden_states: list[Array]
+    attentions: list[list[Array]]
+    cross_attentions: list[list[Array]]
+
+
+def embed(
+    ops: Backend, ids: Array, positions: Array | None, token_types: Array, eps: float,
+    *, word_embeddings: Weights, position_embeddings: Weights, token_type_embeddings: Weights, LayerNorm: Weights,
+) -> Array:  # (T,) x3 -> (T, D)  # fmt: skip
+    """What the word is, where it stands and which segment it is in, summed; then the one norm outside the layers."""
+    tables = (word_embeddings["weight"], position_embeddings["weight"], token_type_embeddings["weight"])
+    return ops.layer_norm(ops.embed(ids, positions, token_types, *tables), **LayerNorm, eps=eps)
+
+
+def self_attention(
+    ops: Backend, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
+    *, LayerNorm: Weights, self: Weights, output: Weights,
+) -> tuple[Array, list[Array] | None]:  # (T, D) -> (T, D)  # fmt: skip
+    """Every token asks (q), is asked (k) and answers (v); the answers, weighed by how well q meets k, are added to x."""
+    h = ops.layer_norm(x, **LayerNorm, eps=call.eps)
+    q, k, v = thirds(ops.linear(h, **self["qkv"]))
+    heads = q.shape[-1] // call.head_size
+    if past is not None:
+        k, v = past.extend(k, v, heads)
+    bias = call.bias
+    if "distance_embedding" in self:
+        relative = relative_bias(q, k, call, heads, self["distance_embedding"]["weight"])
+        bias = relative if bias is None else relative + bias
+    context, probabilities = ops.attention(q, k, v, call.sequences, heads, bias, head_mask, call.probs)
+    return ops.linear(context, **output["dense"], residual=x), probabilities
+
+
+def cross_attention(
+    ops: Backend, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
+    *, LayerNorm: Weights, self: Weights, output: Weights,
+) -> tuple[Array, list[Array] | None]:  # (T, D), (Te, D) -> (T, D)  # fmt: skip
+    """The same, but the keys and values come from another model's output, which is not normed here."""
+    assert call.source_sequences is not None
+    q = ops.linear(ops.layer_norm(x, **LayerNorm, eps=call.eps), **self["query"])
+    heads = q.shape[-1] // call.head_size
+    if past is not None and past.length:
+        k, v = past.stored()
+    else:
+        k, v = ops.linear(call.source, **self["key"]), ops.linear(call.source, **self["value"])
+        if past is not None:
+            k, v = past.extend(k, v, heads)
+    context, probabilities = ops.attention(q, k, v, call.source_sequences, heads, call.source_bias, head_mask, call.probs)
+    return ops.linear(context, **output["dense"], residual=x), probabilities
+
+
+def feed_forward(
+    ops: Backend, x: Array, call: Call, *, intermediate: Weights, output: Weights
+) -> Array:  # (T, D) -> (T, I) -> (T, D)
+    """Each token for itself: wider, bent by the activation, back, added to x."""
+    if 0 < call.chunk < len(x):
+        chunks = [x[start : start + call.chunk] for start in range(0, len(x), call.chunk)]
+        return np.concatenate([feed_forward(ops, rows, call, intermediate=intermediate, output=output) for rows in chunks])
+    h = ops.layer_norm(x, **intermediate["LayerNorm"], eps=call.eps)
+    h = ops.linear(h, **intermediate["dense"], activation=call.hidden_act)
+    return ops.linear(h, **output["dense"], residual=x)
+
+
+def encode(ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights) -> Encoded:  # (T, D) -> (T, D)
+    """All layers, then the final norm: without it x would grow with depth and no head could read it."""
+    kept = Encoded(x, [x] if call.states else [], [], [])
+    for index, weights in enumerate(layer.values()):
+        head_mask = None if call.head_mask is None else call.head_mask[index]
+        past, cross_past = (None, None) if call.cache is None else call.cache.layer(index)
+        x, probabilities = self_attention(ops, x, call, past, head_mask, **weights["attention"])
+        if probabilities is not None:
+            kept.attentions.append(probabilities)
+        if "crossattention" in weights and call.source is not None:
+            x, probabilities = cross_attention(ops, x, call, cross_past, head_mask, **weights["crossattention"])
+            if probabilities is not None:
+                kept.cross_attentions.append(probabilities)
+        x = feed_forward(ops, x, call, intermediate=weights["intermediate"], output=weights["output"])
+        if call.states:
+            kept.hidden_states.append(x)
+    return kept._replace(last=ops.layer_norm(x, **LayerNorm, eps=call.eps))
+
+
+# The heads: each reads rows of the encoder's output.
+
+
+def pool(ops: Backend, first: Array, *, dense: Weights) -> Array:  # (B, D) -> (B, D)
+    """One vector a sequence, from its first token."""
+    return ops.linear(first, **dense, activation="tanh")
+
+
+def lm_head(
+    ops: Backend, x: Array, eps: float, *, dense: Weights, layer_norm: Weights, decoder: Weights
+) -> Array:  # (T, D) -> (T, V)
+    """A score for every word of the vocabulary; `decoder` is the word embeddings again where they are tied."""
+    h = ops.linear(x, **dense, activation="gelu")
+    return ops.linear(ops.layer_norm(h, **layer_norm, eps=eps), **decoder)
+
+
+def classification_head(ops: Backend, first: Array, *, dense: Weights, out_proj: Weights) -> Array:  # (B, D) -> (B, labels)
+    """A score for every label, from the first token."""
+    return ops.linear(ops.linear(first, **dense, activation="tanh"), **out_proj)
+
+
+# Used by few checkpoints, or small.
+
+
+def thirds(qkv: Array) -> tuple[Array, Array, Array]:  # (T, 3 D) -> (T, D) x3
+    width = qkv.shape[-1] // 3
+    return qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+
+
+def relative_bias(q: Array, k: Array, call: Call, heads: int, table: Array) -> Array:  # (B Sq, D), keys -> (B, H, Sq, Sk)
+    """Scores from how far a key is before its query: q (and k) against a vector for each distance.
+
+    Shaw et al. 2018, Huang et al. 2020. Queries stand after the Sk - Sq keys of a cache. (transformers takes the last query's
+    distances for all of them there: a bug.)
+    """
+    B, d = len(call.sequences.key_start), call.head_size
+    q = q.reshape(B, -1, heads, d).transpose(0, 2, 1, 3)
+    k = k.reshape(B, -1, heads, d).transpose(0, 2, 1, 3) if k.ndim == 2 else k
+    Sq, Sk = q.shape[2], k.shape[2]
+    distance = np.arange(Sk - Sq, Sk)[:, None] - np.arange(Sk)
+    vectors = table[distance + len(table) // 2]  # (Sq, Sk, d)
+    bias = np.einsum("bhld,lrd->bhlr", q, vectors)
+    if call.position_embedding_type == "relative_key_query":
+        bias = bias + np.einsum("bhrd,lrd->bhlr", k, vectors)
+    return bias / math.sqrt(d)

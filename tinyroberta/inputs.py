@@ -1,0 +1,225 @@
+"""From what a call is given, (B, S), to packed tokens, (T,), and back: checks, positions, masks, packing.
+
+Two routes. Packed: only attended tokens are rows, so nothing is spent on padding. Whole: every position is a row and the
+mask is added to the scores, as Hugging Face does; taken for whatever packing cannot say.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backends import Sequences
+from .config import RobertaPreLayerNormConfig
+from .errors import Error, RangeError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Rows(NamedTuple):
+    """The tokens of a call that are computed, and what they may read."""
+
+    shape: tuple[int, int]  # (B, S)
+    places: Array | None  # (T,) of B * S, sorted within a sequence but for its first; None: every place
+    sequences: Sequences
+    bias: Array | None  # (B, 1, 1 or S, Sk)
+    shown: Array | None  # (B, S) bool: outputs elsewhere are 0; None: all are shown
+
+    def pack(self, x: Array) -> Array:  # (B, S, ...) -> (T, ...)
+        x = x.reshape(-1, *x.shape[2:])
+        return x if self.places is None else x[self.places]
+
+    def unpack(self, x: Array) -> Array:  # (T, ...) -> (B, S, ...)
+        if self.places is not None:
+            whole = np.zeros_like(x, shape=(self.shape[0] * self.shape[1], *x.shape[1:]))
+            whole[self.places] = x
+            x = whole
+        x = x.reshape(*self.shape, *x.shape[1:])
+        if self.shown is not None:
+            x[~self.shown] = 0
+        return x
+
+    def unpack_probabilities(self, probabilities: list[Array], keys: int | None = None) -> Array:
+        """B x (H, Sq, Sk) -> (B, H, S, keys): this call's own tokens as keys, or `keys` others of each sequence."""
+        B, S = self.shape
+        own = keys is None and self.places is not None
+        keys = keys or (S if own else probabilities[0].shape[2])
+        whole = np.zeros_like(probabilities[0], shape=(B, probabilities[0].shape[0], S, keys))
+        for b, p in enumerate(probabilities):
+            if self.places is None:
+                whole[b] = p
+            else:
+                rows = self.places[self.sequences.query_start[b] : self.sequences.query_start[b + 1]] - b * S
+                columns = rows[: p.shape[2]] if own else np.arange(keys)
+                whole[b][:, rows[:, None], columns] = p
+        if self.shown is not None:
+            whole *= self.shown[:, None, :, None]
+        return whole
+
+    def first(self, x: Array) -> Array:  # (T, D) -> (B, D)
+        """The rows of every sequence's position 0."""
+        B, S = self.shape
+        if self.places is None:
+            return x.reshape(B, S, -1)[:, 0]
+        return x[np.flatnonzero(self.places % S == 0)]
+
+
+def arrange(
+    mask: Array | None, shape: tuple[int, int], past: int | None, *, causal: bool, whole: bool, skip: bool, dtype: Any
+) -> Rows:
+    """Choose the rows of a call: mask (B, past + S), (B, Sq, Sk) or None; `past` None where no cache is in use.
+
+    `whole` asks for that route, `skip` for 0 at padding. Raises Error on a mask of another shape.
+    """
+    (B, S), cached, past = shape, past is not None, past or 0
+    every = Rows(shape, None, even(B, S, past + S, causal, cached), None, None)
+    if mask is None:
+        return every
+    allowed = [(B, past + S), (1, past + S), (B, S, past + S), (1, S, past + S)]
+    if mask.shape not in allowed:
+        raise Error(f"attention_mask has shape {mask.shape}; it must be {allowed[0]} or {allowed[2]}")
+    mask = np.broadcast_to(mask, (B, *mask.shape[1:]))
+    binary = mask.ndim == 2 and bool(((mask == 0) | (mask == 1)).all())
+    if binary and bool((mask == 1).all()):
+        return every
+    attended = mask == 1
+    packs = binary and skip and bool(attended.any(1).all())
+    if packs and not whole and not cached and (not causal or bool(attended[:, 0].all())):
+        return _packed(attended, causal)
+    shown = None
+    if packs:
+        shown = attended[:, past:].copy()
+        shown[:, 0] = True
+    return Rows(shape, None, even(B, S, past + S, False, cached), additive(mask, S, causal, dtype), shown)
+
+
+def even(B: int, queries: int, keys: int, causal: bool, cached: bool) -> Sequences:
+    """Sequences of one length; in a cache every sequence's keys start at 0."""
+    starts = np.arange(B + 1, dtype=np.int32)
+    return Sequences(
+        starts * np.int32(queries), starts[:-1] * np.int32(0 if cached else keys), np.full(B, keys, np.int32), causal
+    )
+
+
+def _packed(attended: Array, causal: bool) -> Rows:
+    """Attended tokens in order; where position 0 is not one of them it follows as a query that no token reads."""
+    B, S = attended.shape
+    lone = ~attended[:, 0]
+    lengths = attended.sum(1, dtype=np.int32)
+    places = []
+    for b in range(B):
+        row = np.flatnonzero(attended[b])
+        places.append(b * S + (np.append(row, 0) if lone[b] else row))
+    starts = np.concatenate([[0], np.cumsum(lengths + lone)]).astype(np.int32)
+    return Rows((B, S), np.concatenate(places), Sequences(starts, starts[:-1], lengths, causal), None, None)
+
+
+def additive(mask: Array, queries: int, causal: bool, dtype: Any) -> Array:  # (B, Sk) or (B, Sq, Sk) -> (B, 1, 1 or Sq, Sk)
+    """(1 - mask) * the dtype's least number, as transformers' get_extended_attention_mask; a 3-D mask is taken as it is."""
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    elif causal:
+        keys = mask.shape[1]
+        seen = np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
+        mask = mask[:, None, None] * seen
+    else:
+        mask = mask[:, None, None]
+    with np.errstate(over="ignore"):
+        bias: Array = (1 - mask.astype(dtype)) * np.finfo(dtype).min
+    return bias
+
+
+def check_ids(ids: Any, name: str, size: int) -> Array:
+    """Integer ids, (B, S), each at least 0 and below `size`; raises Error, or RangeError for an id out of range."""
+    try:
+        ids = np.asarray(ids)
+    except ValueError as error:
+        raise Error(f"{name} is ragged: pad every text to one length and say which tokens are real by attention_mask") from error
+    if ids.dtype.kind not in "iu":
+        raise Error(f"{name} has dtype {ids.dtype}; ids are integers")
+    if ids.ndim != 2:
+        raise Error(f"{name} has shape {ids.shape}; it must be (batch, tokens)")
+    check_range(ids, name, size)
+    return ids
+
+
+def check_range(ids: Array, name: str, size: int) -> None:
+    """Raise RangeError where an id is negative or not below `size`."""
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise RangeError(f"{name} holds {wrong}; this model allows 0 to {size - 1}")
+
+
+def position_ids_of(
+    given: Any, ids: Array | None, shape: tuple[int, int], past: int, config: RobertaPreLayerNormConfig
+) -> Array:  # -> (B, S)
+    """Each token's position: pad_token_id + 1 for the first token that is not padding, and so on; padding has pad_token_id.
+
+    Mirrors create_position_ids_from_input_ids, and create_position_ids_from_inputs_embeds (which ignores a cache) where there are
+    no ids. Raises RangeError where a text is too long.
+    """
+    pad, limit = config.pad_token_id, config.max_position_embeddings
+    if given is not None:
+        positions = np.asarray(given)
+        if positions.dtype.kind not in "iu":
+            raise Error(f"position_ids has dtype {positions.dtype}; positions are integers")
+        if positions.shape not in (shape, (1, shape[1]), (shape[1],)):
+            raise Error(f"position_ids has shape {positions.shape}; it must be {shape}")
+        check_range(positions, "position_ids", limit)
+        spread: Array = np.broadcast_to(positions, shape)
+        return spread
+    if pad is None:
+        raise Error("config.pad_token_id is None, so positions cannot be counted: give position_ids")
+    if ids is None:
+        positions = np.broadcast_to(np.arange(pad + 1, pad + 1 + shape[1]), shape)
+    else:
+        real = ids != pad
+        positions = (np.cumsum(real, 1) + past) * real + pad
+    if positions.size and positions.max() >= limit:
+        longest = int(positions.max()) - pad
+        raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")
+    return positions
+
+
+def warn_if_padding(ids: Array, mask: Any, pad: int | None) -> None:
+    """Warn where a text begins or ends with padding and no mask says so, as transformers does."""
+    if mask is None and ids.size and pad is not None and bool((ids[:, [0, -1]] == pad).any()):
+        warnings.warn("input_ids hold padding and no attention_mask was given: padding is read as text", stacklevel=5)
+
+
+def check_numbers(x: Any, name: str) -> Array:
+    """An array of booleans or real numbers; raises Error on anything else."""
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise Error(f"{name} is ragged: its rows have different lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise Error(f"{name} has dtype {array.dtype}; it must hold numbers")
+    return array
+
+
+def check_vectors(x: Any, name: str, width: int, dtype: Any) -> Array:
+    """Vectors (B, S, width) in a dtype; raises Error on another shape."""
+    array = check_numbers(x, name)
+    if array.ndim != 3 or array.shape[2] != width:
+        raise Error(f"{name} has shape {array.shape}; it must be (batch, tokens, {width})")
+    return array.astype(dtype, copy=False)
+
+
+def take_places(x: Array, places: Array) -> Array:  # (B, S, D) -> (B, K, D)
+    """The last k places of every row, given k; or these places, (K,); or of each row, (B, K); or where a mask (B, S) is true.
+
+    Mirrors logits_to_keep in transformers 5. Raises Error on anything else.
+    """
+    B, S = x.shape[:2]
+    if places.ndim == 0 and places.dtype.kind in "iu" and places >= 0:
+        return x[:, S - min(S, int(places)) :]
+    if places.dtype == bool and places.shape == (B, S) and len(set(places.sum(1).tolist())) == 1:
+        return x[places].reshape(B, -1, x.shape[2])
+    if places.dtype.kind in "iu" and (places.ndim == 1 or (places.ndim == 2 and len(places) == B)):
+        if places.size and not -S <= places.min() <= places.max() < S:
+            raise RangeError(f"logits_to_keep names places {places.min()} to {places.max()} of {S}")
+        return x[:, places] if places.ndim == 1 else x[np.arange(B)[:, None], places]
+    raise Error(
+        f"logits_to_keep must be a count, places (K,) or ({B}, K), or a mask {(B, S)} that keeps as many places in every row"
+    )

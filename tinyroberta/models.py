@@ -1,0 +1,647 @@
+"""The seven classes: Hugging Face's names, arguments and outputs around one forward pass."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
+
+import numpy as np
+
+from . import forward, losses
+from .backends import DTYPES, PRECISIONS, Array, Backend, Settings, load_backend
+from .cache import Cache
+from .config import RobertaPreLayerNormConfig
+from .errors import Error
+from .inputs import (
+    Rows,
+    additive,
+    arrange,
+    check_ids,
+    check_numbers,
+    check_vectors,
+    even,
+    position_ids_of,
+    take_places,
+    warn_if_padding,
+)
+from .outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    ModelOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from .surgery import new_tensors
+from .weights import names
+from .weights.hub import checkpoint_folder
+from .weights.safetensors import SHARD_SIZE, open_tensors, save_tensors
+
+Output = TypeVar("Output", bound=ModelOutput)
+Past = Cache | Sequence[Sequence[Array]] | None
+
+
+class Running(TypedDict, total=False):
+    """How a model is run: the same arguments for load, from_pretrained and a new model.
+
+    backend: its name, None for the default; dtype: "float32" or "float64"; matmul_precision: "highest", "high" or "medium";
+    threads: how many, None for all the process may use; reproducible: the same bits on every machine.
+    """
+
+    backend: str | None
+    dtype: str
+    matmul_precision: str
+    threads: int | None
+    reproducible: bool
+
+
+class Options(TypedDict, total=False):
+    """What every call may ask for besides its inputs.
+
+    output_attentions and output_hidden_states (which may be a list of layers): kept and returned; return_dict=False: a tuple;
+    padding: "skip" (default: nothing is computed for padding, those outputs are 0) or "compute" (as Hugging Face does).
+    """
+
+    output_attentions: bool | None
+    output_hidden_states: bool | Sequence[int] | None
+    return_dict: bool | None
+    padding: Literal["skip", "compute"]
+
+
+class Encoding(NamedTuple):
+    """The encoder's result with what it takes to unpack it."""
+
+    rows: Rows
+    encoded: forward.Encoded
+    cache: Cache | None
+    sources: int | None  # Se, the length of cross-attention's keys
+
+
+class RobertaPreLayerNormPreTrainedModel:
+    """A configuration, the tensors of a checkpoint and the weights a backend has prepared from them."""
+
+    has_pooler: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: RobertaPreLayerNormConfig,
+        tensors: Mapping[str, Array] | None = None,
+        *,
+        seed: int = 0,
+        **running: Unpack[Running],
+    ) -> None:
+        """A model of given tensors, by this library's names (names.encoder_shapes), or a new one drawn with a seed.
+
+        Raises Error on settings that the backend cannot fulfil.
+        """
+        self.ops, self.settings = settings_of(**running)
+        self._check_config(config)
+        if tensors is None:
+            tensors = new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
+        self._adopt(config, tensors)
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:  # noqa: ARG003
+        """The head's tensors, name to shape."""
+        return {}
+
+    @classmethod
+    def encoder_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        """The encoder's tensors, name to shape."""
+        return names.encoder_shapes(config, cls.has_pooler)
+
+    @classmethod
+    def _check_config(cls, config: RobertaPreLayerNormConfig) -> None:
+        if config.model_type != MODEL_TYPE:
+            raise Error(f"config: model_type is {config.model_type!r}; this version runs {MODEL_TYPE!r}")
+
+    def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
+        """Take a configuration and its tensors: the one place where weights are prepared."""
+        self.config, self.tensors = config, dict(tensors)
+        self.weights = self.ops.prepare(names.nest(self.tensors), self.settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        config: RobertaPreLayerNormConfig | None = None,
+        revision: str | None = None,
+        **running: Unpack[Running],
+    ) -> Self:
+        """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong."""
+        settings_of(**running)
+        folder = checkpoint_folder(path_or_repo, revision)
+        config = config or RobertaPreLayerNormConfig.from_pretrained(folder)
+        cls._check_config(config)
+        stored = open_tensors(folder)
+        if 16 * config.num_hidden_layers > len(stored):
+            raise Error(
+                f"{folder}: config.json says {config.num_hidden_layers} layers, the weights are only {len(stored)} tensors"
+            )
+        tied = config.tie_word_embeddings
+        tensors = names.gather(stored, cls.encoder_shapes(config), cls.head_shapes(config), tied, str(folder))
+        return cls(config, tensors, **running)
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE) -> None:
+        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` bytes, for transformers too."""
+        folder = Path(folder)
+        dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
+        save_tensors(folder, names.stored_names(self.tensors, bool(self.head_shapes(self.config))), max_shard_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the model holds, tied ones once."""
+        return sum(value.size for value in {id(value): value for value in self.tensors.values()}.values())
+
+    def _encode(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        token_type_ids: Any,
+        position_ids: Any,
+        head_mask: Any,
+        inputs_embeds: Any,
+        *,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        past_key_values: Past = None,
+        use_cache: bool | None = None,
+        labelled: bool = False,
+        options: Options,
+    ) -> Encoding:
+        """Check the inputs, choose the rows, run the encoder."""
+        config, dtype = self.config, np.dtype(self.settings.dtype)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise Error("give exactly one of input_ids and inputs_embeds")
+        padding = options.get("padding", "skip")
+        if padding not in ("skip", "compute"):
+            raise Error(f'padding is {padding!r}; it must be "skip" or "compute"')
+        if unknown := set(options) - set(Options.__annotations__):
+            raise Error(f"unknown argument {', '.join(sorted(unknown))}")
+        ids = None if input_ids is None else check_ids(input_ids, "input_ids", config.vocab_size)
+        if ids is not None:
+            given, shape = ids, (ids.shape[0], ids.shape[1])
+            warn_if_padding(ids, attention_mask, config.pad_token_id)
+        else:
+            given = check_vectors(inputs_embeds, "inputs_embeds", config.hidden_size, dtype)
+            shape = (given.shape[0], given.shape[1])
+        if 0 in shape:
+            raise Error(f"the input has shape {shape}; there must be at least one text and one token")
+        if config.chunk_size_feed_forward and shape[1] % config.chunk_size_feed_forward:
+            raise Error(
+                f"{shape[1]} tokens are not a multiple of config.chunk_size_feed_forward {config.chunk_size_feed_forward}"
+            )
+        types = np.zeros(shape, np.int64)
+        if token_type_ids is not None:
+            types = check_ids(token_type_ids, "token_type_ids", config.type_vocab_size)
+            if types.shape not in (shape, (1, shape[1])):
+                raise Error(f"token_type_ids has shape {types.shape}; it must be {shape}")
+            types = np.broadcast_to(types, shape)
+
+        caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
+        cache = Cache.of(past_key_values, config.num_hidden_layers, shape[0]) if caching or past_key_values is not None else None
+        past = 0 if cache is None else cache.length
+        mask = None if attention_mask is None else check_numbers(attention_mask, "attention_mask")
+        positions = position_ids_of(position_ids, ids, shape, past, config)
+        relative = config.position_embedding_type != "absolute"
+        if relative and past + shape[1] > config.max_position_embeddings:
+            raise Error(f"{past + shape[1]} tokens; this model's relative positions reach {config.max_position_embeddings}")
+        head_masks = self._head_masks(head_mask, dtype)
+        source, source_mask = self._source(encoder_hidden_states, encoder_attention_mask, shape, dtype)
+        whole = cache is not None or relative or (source_mask is not None and source_mask.shape[2] > 1)
+        whole = whole or (head_masks is not None and any(m.shape[2] > 1 for m in head_masks))
+        skip = padding == "skip" and not labelled
+        rows = arrange(
+            mask, shape, None if cache is None else past, causal=config.is_decoder, whole=whole, skip=skip, dtype=dtype
+        )
+
+        ops, eps = self.ops, config.layer_norm_eps
+        states = options.get("output_hidden_states")
+        probs = options.get("output_attentions")
+        call = forward.Call(
+            eps=eps,
+            head_size=config.head_size,
+            hidden_act=config.hidden_act,
+            position_embedding_type=config.position_embedding_type,
+            sequences=rows.sequences,
+            bias=rows.bias,
+            head_mask=head_masks,
+            probs=config.output_attentions if probs is None else bool(probs),
+            states=config.output_hidden_states if states is None else states is not False,
+            cache=cache,
+            chunk=config.chunk_size_feed_forward * shape[0],
+        )
+        if source is not None:
+            S = source.shape[1]
+            places = even(shape[0], shape[1], S, False, cache is not None)._replace(query_start=rows.sequences.query_start)
+            call = call._replace(source=source.reshape(-1, source.shape[2]), source_sequences=places, source_bias=source_mask)
+        with ops.running(self.settings):
+            where = None if relative else ops.asarray(rows.pack(positions))
+            what, segments = ops.asarray(rows.pack(given)), ops.asarray(rows.pack(types))
+            x = forward.embed(ops, what, where, segments, eps, **self.weights["embeddings"])
+            encoded = forward.encode(ops, x, call, layer=self.weights["encoder"]["layer"], LayerNorm=self.weights["LayerNorm"])
+        if call.states and config.tie_last_hidden_states:
+            encoded.hidden_states[-1] = encoded.last
+        return Encoding(rows, encoded, cache if caching else None, None if source is None else source.shape[1])
+
+    def _head_masks(self, head_mask: Any, dtype: Any) -> list[Array] | None:
+        """(heads,), (layers, heads) or (layers, 1 or B, heads, 1 or Sq, 1 or Sk) -> one 4-D mask a layer."""
+        if head_mask is None:
+            return None
+        config = self.config
+        mask = check_numbers(head_mask, "head_mask").astype(dtype)
+        if mask.ndim == 1:
+            mask = np.broadcast_to(mask, (config.num_hidden_layers, len(mask)))
+        if mask.ndim == 2:
+            mask = mask[:, None, :, None, None]
+        kept = [config.num_attention_heads - len(config.pruned_heads.get(i, ())) for i in range(config.num_hidden_layers)]
+        if mask.ndim != 5 or len(mask) < len(kept) or any(mask.shape[2] not in (1, heads) for heads in kept):
+            raise Error(
+                f"head_mask has shape {np.shape(head_mask)}; it must be ({kept[0]},) or ({len(kept)}, {kept[0]}): "
+                "a number for every head that is not pruned"
+            )
+        return list(mask[: len(kept)])
+
+    def _source(self, states: Any, mask: Any, shape: tuple[int, int], dtype: Any) -> tuple[Array | None, Array | None]:
+        """Cross-attention's source (B, Se, D) and the bias that its mask makes."""
+        config = self.config
+        if states is None:
+            return None, None
+        if not config.is_decoder:
+            warnings.warn("encoder_hidden_states are ignored: config.is_decoder is false", stacklevel=4)
+            return None, None
+        if not config.add_cross_attention:
+            raise Error(
+                "encoder_hidden_states were given, but the model has no cross-attention: config.add_cross_attention is false"
+            )
+        states = check_vectors(states, "encoder_hidden_states", config.hidden_size, dtype)
+        B, S = states.shape[:2]
+        if shape[0] != B:
+            raise Error(f"encoder_hidden_states are for a batch of {B}, the input is one of {shape[0]}")
+        if mask is None:
+            return states, None
+        mask = check_numbers(mask, "encoder_attention_mask")
+        if mask.shape not in ((B, S), (1, S), (B, shape[1], S), (1, shape[1], S)):
+            raise Error(f"encoder_attention_mask has shape {mask.shape}; it must be {(B, S)} or {(B, shape[1], S)}")
+        return states, additive(mask, shape[1], False, dtype)
+
+    def _kept(self, encoding: Encoding, options: Options, cross: bool = False) -> dict[str, Any]:
+        """hidden_states, attentions and past_key_values as an output's fields."""
+        rows, encoded = encoding.rows, encoding.encoded
+        fields: dict[str, Any] = {}
+        if encoded.hidden_states:
+            wanted = options.get("output_hidden_states")
+            count = len(encoded.hidden_states)
+            chosen = range(count) if wanted is None or isinstance(wanted, bool) else [i % count for i in wanted]
+            fields["hidden_states"] = tuple(rows.unpack(x) if i in chosen else None for i, x in enumerate(encoded.hidden_states))
+        if encoded.attentions:
+            fields["attentions"] = tuple(rows.unpack_probabilities(p) for p in encoded.attentions)
+            if cross:
+                sources = encoding.sources
+                fields["cross_attentions"] = tuple(rows.unpack_probabilities(p, sources) for p in encoded.cross_attentions)
+        if cross and encoding.cache is not None:
+            fields["past_key_values"] = encoding.cache
+        return fields
+
+    def _returned(self, output: Output, options: Options) -> Output:
+        """The output, or the tuple of its fields where that was asked for."""
+        wanted = options.get("return_dict")
+        as_output = self.config.return_dict if wanted is None else wanted
+        return output if as_output else cast(Output, output.to_tuple())
+
+
+class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
+    """The bare encoder (or decoder), with a pooler where the checkpoint has one."""
+
+    has_pooler = True
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        past_key_values: Past = None,
+        use_cache: bool | None = None,
+        **options: Unpack[Options],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """ids (B, S) -> last_hidden_state (B, S, D), pooler_output (B, D); mirrors RobertaPreLayerNormModel.forward."""
+        encoding = self._encode(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            options=options,
+        )
+        rows, last = encoding.rows, encoding.encoded.last
+        pooled = None
+        if "pooler" in self.weights:
+            with self.ops.running(self.settings):
+                pooled = forward.pool(self.ops, rows.first(last), **self.weights["pooler"])
+        kept = self._kept(encoding, options, cross=True)
+        return self._returned(BaseModelOutputWithPoolingAndCrossAttentions(rows.unpack(last), pooled, **kept), options)
+
+
+class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
+    """A decoder with a language-model head: each place predicts the next token."""
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.lm_head_shapes(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        labels: Any = None,
+        past_key_values: Past = None,
+        use_cache: bool | None = None,
+        logits_to_keep: Any = 0,
+        **options: Unpack[Options],
+    ) -> CausalLMOutputWithCrossAttentions:
+        """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForCausalLM.forward.
+
+        logits_to_keep: the last k places, or these places (K,), or these of each row (B, K); 0 for all.
+        """
+        encoding = self._encode(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=False if labels is not None else use_cache,
+            labelled=labels is not None,
+            options=options,
+        )
+        keep = np.asarray(logits_to_keep)
+        with self.ops.running(self.settings):
+            if keep.ndim == 0 and not keep:
+                logits = encoding.rows.unpack(self._score(encoding.encoded.last))
+            else:
+                kept_rows = take_places(encoding.rows.unpack(encoding.encoded.last), keep)
+                logits = self._score(kept_rows.reshape(-1, kept_rows.shape[-1])).reshape(*kept_rows.shape[:2], -1)
+        loss = None if labels is None else losses.causal_lm(self.ops.to_numpy(logits), np.asarray(labels))
+        return self._returned(
+            CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
+        )
+
+    def _score(self, x: Array) -> Array:
+        return forward.lm_head(self.ops, x, self.config.layer_norm_eps, **self.weights["lm_head"])
+
+
+class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
+    """An encoder with a language-model head: a masked place predicts its token."""
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.lm_head_shapes(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        labels: Any = None,
+        **options: Unpack[Options],
+    ) -> MaskedLMOutput:
+        """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForMaskedLM.forward."""
+        encoding = self._encode(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=False,
+            labelled=labels is not None,
+            options=options,
+        )
+        with self.ops.running(self.settings):
+            scores = forward.lm_head(self.ops, encoding.encoded.last, self.config.layer_norm_eps, **self.weights["lm_head"])
+        logits = encoding.rows.unpack(scores)
+        loss = None if labels is None else losses.masked_lm(self.ops.to_numpy(logits), np.asarray(labels))
+        return self._returned(MaskedLMOutput(loss, logits, **self._kept(encoding, options)), options)
+
+
+class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrainedModel):
+    """An encoder with labels (or a number) for the whole text."""
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.classification_head_shapes(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **options: Unpack[Options],
+    ) -> SequenceClassifierOutput:
+        """ids (B, S) -> logits (B, labels); mirrors RobertaPreLayerNormForSequenceClassification.forward.
+
+        The loss is config.problem_type's, inferred from the labels where that is None (and not written back to the config).
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        encoding = self._encode(*inputs, labelled=labels is not None, options=options)
+        with self.ops.running(self.settings):
+            logits = forward.classification_head(
+                self.ops, encoding.rows.first(encoding.encoded.last), **self.weights["classifier"]
+            )
+        loss = None
+        if labels is not None:
+            loss, _ = losses.sequence_classification(self.ops.to_numpy(logits), np.asarray(labels), self.config.problem_type)
+        return self._returned(SequenceClassifierOutput(loss, logits, **self._kept(encoding, options)), options)
+
+
+class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
+    """An encoder with a score for each of several continuations."""
+
+    has_pooler = True
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.choice_classifier_shapes(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        token_type_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        **options: Unpack[Options],
+    ) -> MultipleChoiceModelOutput:
+        """ids (B, choices, S) -> logits (B, choices); mirrors RobertaPreLayerNormForMultipleChoice.forward, its order too."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        shape = np.shape(given)
+        if given is None or len(shape) != (3 if input_ids is not None else 4):
+            raise Error(f"multiple choice reads input_ids of shape (batch, choices, tokens); these have {shape}")
+
+        def flat(x: Any) -> Any:
+            x = None if x is None else np.asarray(x)
+            return x.reshape(-1, *x.shape[2:]) if x is not None and x.ndim > 2 else x
+
+        inputs = (flat(input_ids), flat(attention_mask), flat(token_type_ids), flat(position_ids), head_mask, flat(inputs_embeds))
+        encoding = self._encode(*inputs, labelled=labels is not None, options=options)
+        with self.ops.running(self.settings):
+            pooled = forward.pool(self.ops, encoding.rows.first(encoding.encoded.last), **self.weights["pooler"])
+            logits = self.ops.linear(pooled, **self.weights["classifier"]).reshape(shape[:2])
+        loss = None if labels is None else losses.multiple_choice(self.ops.to_numpy(logits), np.asarray(labels))
+        return self._returned(MultipleChoiceModelOutput(loss, logits, **self._kept(encoding, options)), options)
+
+
+class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedModel):
+    """An encoder with labels for every token."""
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.token_classifier_shapes(config)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **options: Unpack[Options],
+    ) -> TokenClassifierOutput:
+        """ids (B, S) -> logits (B, S, labels), loss with labels; mirrors RobertaPreLayerNormForTokenClassification.forward."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        encoding = self._encode(*inputs, labelled=labels is not None, options=options)
+        with self.ops.running(self.settings):
+            logits = encoding.rows.unpack(self.ops.linear(encoding.encoded.last, **self.weights["classifier"]))
+        loss = None if labels is None else losses.token_classification(self.ops.to_numpy(logits), np.asarray(labels))
+        return self._returned(TokenClassifierOutput(loss, logits, **self._kept(encoding, options)), options)
+
+
+class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel):
+    """An encoder that scores every token as the start and as the end of an answer."""
+
+    @classmethod
+    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
+        return names.qa_outputs_shapes(config)
+
+    @classmethod
+    def _check_config(cls, config: RobertaPreLayerNormConfig) -> None:
+        super()._check_config(config)
+        if config.num_labels != 2:
+            raise Error(f"config: num_labels is {config.num_labels}; question answering has 2, a start and an end")
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        **options: Unpack[Options],
+    ) -> QuestionAnsweringModelOutput:
+        """ids (B, S) -> start_logits, end_logits (B, S); mirrors RobertaPreLayerNormForQuestionAnswering.forward."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        labelled = start_positions is not None and end_positions is not None
+        encoding = self._encode(*inputs, labelled=labelled, options=options)
+        with self.ops.running(self.settings):
+            logits = encoding.rows.unpack(self.ops.linear(encoding.encoded.last, **self.weights["qa_outputs"]))
+        start, end, loss = logits[..., 0], logits[..., 1], None
+        if labelled:
+            positions = (np.asarray(start_positions), np.asarray(end_positions))
+            loss = losses.question_answering(self.ops.to_numpy(start), self.ops.to_numpy(end), *positions)
+        return self._returned(QuestionAnsweringModelOutput(loss, start, end, **self._kept(encoding, options)), options)
+
+
+MODEL_TYPE = "roberta-prelayernorm"
+CLASSES: dict[str, type[RobertaPreLayerNormPreTrainedModel]] = {
+    cls.__name__: cls
+    for cls in (
+        RobertaPreLayerNormModel,
+        RobertaPreLayerNormForCausalLM,
+        RobertaPreLayerNormForMaskedLM,
+        RobertaPreLayerNormForSequenceClassification,
+        RobertaPreLayerNormForMultipleChoice,
+        RobertaPreLayerNormForTokenClassification,
+        RobertaPreLayerNormForQuestionAnswering,
+    )
+}
+
+
+def load(
+    path_or_repo: str | Path,
+    backend: str | None = None,
+    dtype: str = "float32",
+    matmul_precision: str = "highest",
+    threads: int | None = None,
+    reproducible: bool = False,
+    *,
+    revision: str | None = None,
+) -> Any:
+    """The model in a folder or Hub repository, of the class that its config.json names (the bare model where it names none).
+
+    Raises Error where the class is none of the seven, or as `from_pretrained` does.
+    """
+    running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
+    settings_of(**running)
+    folder = checkpoint_folder(path_or_repo, revision)
+    config = RobertaPreLayerNormConfig.from_pretrained(folder)
+    name = (config.architectures or ["RobertaPreLayerNormModel"])[0]
+    if name not in CLASSES:
+        raise Error(f"{folder}: config.json names the class {name}; this version has {', '.join(CLASSES)}")
+    return CLASSES[name].from_pretrained(folder, config=config, **running)
+
+
+def settings_of(
+    backend: str | None = None,
+    dtype: str = "float32",
+    matmul_precision: str = "highest",
+    threads: int | None = None,
+    reproducible: bool = False,
+) -> tuple[Backend, Settings]:
+    """A backend and the settings for it; raises Error on a value that is none of the allowed ones."""
+    for name, value, allowed in (("dtype", dtype, DTYPES), ("matmul_precision", matmul_precision, PRECISIONS)):
+        if value not in allowed:
+            raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
+    return load_backend(backend), Settings(dtype, matmul_precision, threads, bool(reproducible))

@@ -1,0 +1,64 @@
+"""Reading and writing whole files so that nothing is half-written and every failure is one sentence."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import Error
+
+JSON_LIMIT = 64 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises Error where the file is missing, larger than 64 MiB, or holds anything but one JSON object.
+    """
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise Error(f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no JSON file of a checkpoint is")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Error(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, Error):
+            raise
+        raise Error(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise Error(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `path`, then rename: the file is whole or absent.
+
+    Raises Error where the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            write(part)
+            part.chmod(0o666 & ~_umask())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, indented by two, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

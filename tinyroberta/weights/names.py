@@ -1,0 +1,194 @@
+"""The checkpoint's names: which tensors a model holds, and how the names in a file become those.
+
+Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs it is said).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..config import RobertaPreLayerNormConfig
+from ..errors import Error
+from .safetensors import Array
+
+PREFIX = "roberta_prelayernorm."
+HEADS = ("lm_head", "classifier", "qa_outputs")
+WORDS = "embeddings.word_embeddings.weight"
+UNUSED = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
+
+Shape = tuple[int, ...]
+Tree = dict[str, Any]
+
+
+class Stored(Protocol):
+    """Tensors by name, with shapes known before a tensor is read, and aliases from the file's metadata."""
+
+    aliases: dict[str, str]
+
+    def __getitem__(self, name: str, /) -> Array: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+    def shape(self, name: str) -> Shape: ...
+
+
+def encoder_shapes(config: RobertaPreLayerNormConfig, pooler: bool) -> dict[str, Shape]:
+    """The bare model's tensors, name to shape (specified by transformers' RobertaPreLayerNormModel.state_dict())."""
+    D, I, d = config.hidden_size, config.intermediate_size, config.head_size
+    shapes: dict[str, Shape] = {
+        WORDS: (config.vocab_size, D),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, D),
+        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, D),
+        **_norm("embeddings.LayerNorm", D),
+    }
+    for index in range(config.num_hidden_layers):
+        layer = f"encoder.layer.{index}."
+        width = D - d * len(config.pruned_heads.get(index, ()))
+        shapes |= _norm(layer + "attention.LayerNorm", D) | _attention(layer + "attention", D, width)
+        if config.position_embedding_type != "absolute":
+            shapes[layer + "attention.self.distance_embedding.weight"] = (2 * config.max_position_embeddings - 1, d)
+        if config.add_cross_attention:
+            shapes |= _norm(layer + "crossattention.LayerNorm", D) | _attention(layer + "crossattention", D, D)
+        shapes |= _norm(layer + "intermediate.LayerNorm", D)
+        shapes |= _dense(layer + "intermediate.dense", I, D) | _dense(layer + "output.dense", D, I)
+    shapes |= _norm("LayerNorm", D)
+    return shapes | (_dense("pooler.dense", D, D) if pooler else {})
+
+
+def lm_head_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
+    D, V = config.hidden_size, config.vocab_size
+    return _dense("lm_head.dense", D, D) | _norm("lm_head.layer_norm", D) | _dense("lm_head.decoder", V, D)
+
+
+def classification_head_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
+    D = config.hidden_size
+    return _dense("classifier.dense", D, D) | _dense("classifier.out_proj", config.num_labels or 0, D)
+
+
+def token_classifier_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
+    return _dense("classifier", config.num_labels or 0, config.hidden_size)
+
+
+def choice_classifier_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
+    return _dense("classifier", 1, config.hidden_size)
+
+
+def qa_outputs_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
+    return _dense("qa_outputs", config.num_labels or 0, config.hidden_size)
+
+
+def _dense(name: str, out: int, into: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def _norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _attention(name: str, D: int, width: int) -> dict[str, Shape]:
+    shapes = _dense(f"{name}.output.dense", D, width)
+    for part in ("query", "key", "value"):
+        shapes |= _dense(f"{name}.self.{part}", width, D)
+    return shapes
+
+
+def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shape], tied: bool, where: str) -> dict[str, Array]:
+    """The tensors a model wants, from a file's own names: {encoder's names, head's names} -> arrays.
+
+    Accepted, as transformers does: the prefix present or absent; LayerNorm.gamma and .beta; tied weights stored under either
+    name, or under an alias in the metadata; position_ids, poolers and heads of other classes, which are left out. A language
+    model's decoder bias is lm_head.decoder.bias, else lm_head.bias, else zeros. Tied weights that are both stored and differ
+    are both used (5.23.0; 4.57.6 uses the word embeddings). A pooler that the file lacks is left out.
+    Raises Error that lists the missing, unexpected and mis-shaped tensors together.
+    """
+    sources = _own_names(stored, where)
+    wanted = dict(encoder) | dict(head)
+    found = {name: source for name, source in sources.items() if name in wanted}
+    if "lm_head.decoder.bias" in wanted and "lm_head.decoder.bias" not in found and "lm_head.bias" in sources:
+        found["lm_head.decoder.bias"] = sources["lm_head.bias"]
+    tie = {WORDS: "lm_head.decoder.weight", "lm_head.decoder.weight": WORDS} if tied else {}
+    for name, other in tie.items():
+        if name in wanted and name not in found and other in sources:
+            found[name] = sources[other]
+    pooler = {name for name in wanted if name.startswith("pooler.")}
+    if not pooler & set(found):
+        wanted = {name: shape for name, shape in wanted.items() if name not in pooler}
+
+    optional = {"lm_head.decoder.bias"}
+    other_heads = ("pooler.", *(f"{name}." for name in HEADS if not any(key.startswith(f"{name}.") for key in head)))
+    missing = [name for name in wanted if name not in found and name not in optional]
+    unexpected = [
+        source
+        for name, source in sources.items()
+        if name not in wanted and name != "lm_head.bias" and not UNUSED.search(name) and not name.startswith(other_heads)
+    ]
+    shaped = [
+        f"{source} is {stored.shape(source)}, not {wanted[name]}"
+        for name, source in found.items()
+        if name in wanted and stored.shape(source) != wanted[name]
+    ]
+    if missing or unexpected or shaped:
+        lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shaped))
+        told = "; ".join(f"{len(names)} {word}: {_few(names)}" for word, names in lists if names)
+        raise Error(f"{where} does not hold the weights of this model: {told}")
+
+    read: dict[str, Array] = {}
+    arrays = {}
+    for name in wanted:
+        if name in found:
+            arrays[name] = read.setdefault(found[name], stored[found[name]])
+            if arrays[name].dtype.kind not in "fV":
+                raise Error(f"{where}: {found[name]} is stored as {arrays[name].dtype}; a weight is a floating-point number")
+    if "lm_head.decoder.weight" in arrays and tied and arrays[WORDS] is not arrays["lm_head.decoder.weight"]:
+        decoder = arrays["lm_head.decoder.weight"]
+        if decoder.dtype == arrays[WORDS].dtype and decoder.tobytes() == arrays[WORDS].tobytes():
+            arrays["lm_head.decoder.weight"] = arrays[WORDS]
+    if "lm_head.decoder.bias" in wanted and "lm_head.decoder.bias" not in arrays:
+        arrays["lm_head.decoder.bias"] = np.zeros(wanted["lm_head.decoder.bias"], np.float32)
+    return arrays
+
+
+def _few(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _own_names(stored: Stored, where: str) -> dict[str, str]:
+    """{this library's name without the prefix: the file's name}."""
+    names: dict[str, str] = {}
+    for source in stored:
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", source)
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        name = name.removeprefix(PREFIX)
+        if name in names:
+            raise Error(f"{where} holds both {names[name]} and {source}, which are the same weight")
+        names[name] = source
+    for alias, kept in stored.aliases.items():
+        names.setdefault(alias.removeprefix(PREFIX), kept)
+    return names
+
+
+def nest(flat: Mapping[str, Any]) -> Tree:
+    """{"a.b.c": x} -> {"a": {"b": {"c": x}}}; keys keep their order."""
+    tree: Tree = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[leaf] = value
+    return tree
+
+
+def stored_names(arrays: Mapping[str, Array], headed: bool) -> dict[str, Array]:
+    """A model's tensors under the names that transformers saves, given its own: the prefix back on, tied ones once."""
+    flat: dict[str, Array] = {}
+    for name, value in arrays.items():
+        if name == "lm_head.decoder.weight" and value is arrays[WORDS]:
+            continue
+        flat[name if not headed or name.split(".")[0] in HEADS else PREFIX + name] = value
+    if "lm_head.decoder.bias" in flat:
+        flat["lm_head.bias"] = flat["lm_head.decoder.bias"]
+        if "lm_head.decoder.weight" not in flat:
+            del flat["lm_head.decoder.bias"]
+    return flat

@@ -1,0 +1,162 @@
+"""Safetensors files: mapped, never copied, one file or shards with an index."""
+
+import mmap
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ..errors import Error
+from .files import read_json, write_atomically, write_json
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
+SHARD_SIZE = 5 * 10**9
+
+
+class Tensors(Mapping[str, Array]):
+    """The tensors of one or more files, by name, as read-only views of the mapped files; `aliases` from their metadata.
+
+    Nothing is read before it is looked at. Raises Error where a file is corrupt or a tensor has a dtype that no weight has.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._views: dict[str, tuple[mmap.mmap, str, int, tuple[int, ...]]] = {}
+        self._paths: dict[str, Path] = {}
+        self.aliases: dict[str, str] = {}
+        for path in paths:
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                entries = []
+                for name in file.offset_keys():
+                    view = file.get_slice(name)
+                    entries.append((name, str(view.get_dtype()), tuple(view.get_shape())))
+                metadata = file.metadata() or {}
+            with path.open("rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except safetensors.SafetensorError as error:
+            raise Error(f"{path} is not a whole safetensors file: {error}") from error
+        except (OSError, ValueError) as error:
+            raise Error(f"cannot read {path}: {error}") from error
+        offset = 8 + int.from_bytes(mapped[:8], "little")
+        for name, dtype, shape in entries:
+            if name in self._views:
+                raise Error(f"{path} and {self._paths[name]} both hold {name}")
+            self._views[name], self._paths[name] = (mapped, dtype, offset, shape), path
+            offset += int(np.prod(shape, dtype=object)) * _item_size(dtype, name, path)
+        if offset != len(mapped):
+            raise Error(f"{path} is not a whole safetensors file: {offset} bytes are described, it has {len(mapped)}")
+        self.aliases |= {name: kept for name, kept in metadata.items() if kept in self._views and name not in self._views}
+
+    def __getitem__(self, name: str) -> Array:
+        mapped, dtype, offset, shape = self._views[name]
+        if dtype not in DTYPES:
+            raise Error(f"{self._paths[name]}: {name} is stored as {dtype}; weights can be {', '.join(DTYPES)}")
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(mapped, DTYPES[dtype], count, offset).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, read from the header alone."""
+        return self._views[name][3]
+
+
+def _item_size(dtype: str, name: str, path: Path) -> int:
+    if dtype in DTYPES:
+        return int(DTYPES[dtype].itemsize)
+    digits = re.search(r"\d+", dtype)
+    bits = 8 if dtype == "BOOL" else int(digits.group()) if digits else 0
+    if bits == 0 or bits % 8:
+        raise Error(f"{path}: {name} is stored as {dtype}; weights can be {', '.join(DTYPES)}")
+    return bits // 8
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a model.safetensors.index.json names, sorted; raises Error where one leads out of its folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Error(f"{index} has no weight_map")
+    names = set()
+    for name in weight_map.values():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise Error(f"{index} names a shard {name!r}, which is not a file beside it")
+        names.add(name)
+    return sorted(names)
+
+
+def open_tensors(folder: Path) -> Tensors:
+    """The tensors of a checkpoint folder: model.safetensors, or the shards that model.safetensors.index.json names.
+
+    Raises Error where the folder has neither, a shard is missing, or a shard lacks a tensor that the index says it holds.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return Tensors([single])
+    if not index.is_file():
+        raise Error(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
+    shards = [folder / name for name in shard_names(index)]
+    if absent := [shard.name for shard in shards if not shard.is_file()]:
+        raise Error(f"{index} names {', '.join(absent)}, which {folder} does not hold")
+    tensors = Tensors(shards)
+    if lacking := sorted(set(read_json(index)["weight_map"]) - set(tensors)):
+        raise Error(f"{index} names tensors that its shards do not hold: {', '.join(lacking[:8])}")
+    return tensors
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Array], shard_size: int = SHARD_SIZE) -> None:
+    """Write tensors as model.safetensors, or as shards of at most `shard_size` bytes with an index where they take more.
+
+    Every file is whole or absent, the index is written last, and files of an earlier save that the new one lacks are removed
+    at the end. Metadata say format "pt", so that transformers reads them.
+    """
+    groups: list[dict[str, Array]] = [{}]
+    room = shard_size
+    for name, value in tensors.items():
+        if value.nbytes > room and groups[-1]:
+            groups.append({})
+            room = shard_size
+        groups[-1][name] = value
+        room -= value.nbytes
+    count = len(groups)
+    files = ["model.safetensors"] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    for file, group in zip(files, groups, strict=True):
+        _write(folder / file, group)
+    index = folder / "model.safetensors.index.json"
+    if count > 1:
+        total = sum(value.nbytes for value in tensors.values())
+        weight_map = {name: file for file, group in zip(files, groups, strict=True) for name in group}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    else:
+        index.unlink(missing_ok=True)
+    for path in folder.glob("model*.safetensors"):
+        if path.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name):
+            path.unlink()
+
+
+def _write(path: Path, tensors: Mapping[str, Array]) -> None:
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    try:
+        write_atomically(path, lambda part: safetensors.numpy.save_file(contiguous, part, {"format": "pt"}))
+    except safetensors.SafetensorError as error:
+        raise Error(f"cannot write {path}: {error}") from error
