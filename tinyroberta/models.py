@@ -356,12 +356,27 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
         return self._returned(BaseModelOutputWithPoolingAndCrossAttentions(rows.unpack(last), pooled, **kept), options)
 
 
-class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
-    """A decoder with a language-model head: each place predicts the next token."""
+class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
+    """What the two language models share: their head, on all places or on some."""
 
     @classmethod
     def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
         return names.lm_head_shapes(config)
+
+    def _logits(self, encoding: Encoding, logits_to_keep: Any) -> Array:  # -> (B, S or K, V)
+        rows, last = encoding.rows, encoding.encoded.last
+        keep = np.asarray(logits_to_keep)
+        everything = keep.ndim == 0 and not keep
+        if not everything:
+            kept = take_places(rows.unpack(last), keep)
+            last = kept.reshape(-1, kept.shape[2])
+        with self.ops.running(self.settings):
+            scores = forward.lm_head(self.ops, last, self.config.layer_norm_eps, **self.weights["lm_head"])
+        return rows.unpack(scores) if everything else scores.reshape(*kept.shape[:2], -1)
+
+
+class RobertaPreLayerNormForCausalLM(_LanguageModel):
+    """A decoder with a language-model head: each place predicts the next token."""
 
     def __call__(
         self,
@@ -397,28 +412,15 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
             labelled=labels is not None,
             options=options,
         )
-        keep = np.asarray(logits_to_keep)
-        with self.ops.running(self.settings):
-            if keep.ndim == 0 and not keep:
-                logits = encoding.rows.unpack(self._score(encoding.encoded.last))
-            else:
-                kept_rows = take_places(encoding.rows.unpack(encoding.encoded.last), keep)
-                logits = self._score(kept_rows.reshape(-1, kept_rows.shape[-1])).reshape(*kept_rows.shape[:2], -1)
+        logits = self._logits(encoding, logits_to_keep)
         loss = None if labels is None else losses.causal_lm(self.ops.to_numpy(logits), np.asarray(labels))
         return self._returned(
             CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
         )
 
-    def _score(self, x: Array) -> Array:
-        return forward.lm_head(self.ops, x, self.config.layer_norm_eps, **self.weights["lm_head"])
 
-
-class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
+class RobertaPreLayerNormForMaskedLM(_LanguageModel):
     """An encoder with a language-model head: a masked place predicts its token."""
-
-    @classmethod
-    def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
-        return names.lm_head_shapes(config)
 
     def __call__(
         self,
@@ -431,9 +433,13 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
         encoder_hidden_states: Any = None,
         encoder_attention_mask: Any = None,
         labels: Any = None,
+        logits_to_keep: Any = 0,
         **options: Unpack[Options],
     ) -> MaskedLMOutput:
-        """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForMaskedLM.forward."""
+        """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForMaskedLM.forward.
+
+        logits_to_keep as in RobertaPreLayerNormForCausalLM.
+        """
         encoding = self._encode(
             input_ids,
             attention_mask,
@@ -447,9 +453,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             labelled=labels is not None,
             options=options,
         )
-        with self.ops.running(self.settings):
-            scores = forward.lm_head(self.ops, encoding.encoded.last, self.config.layer_norm_eps, **self.weights["lm_head"])
-        logits = encoding.rows.unpack(scores)
+        logits = self._logits(encoding, logits_to_keep)
         loss = None if labels is None else losses.masked_lm(self.ops.to_numpy(logits), np.asarray(labels))
         return self._returned(MaskedLMOutput(loss, logits, **self._kept(encoding, options)), options)
 

@@ -1,0 +1,127 @@
+"""The command line: tinyroberta COMMAND ..."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import __version__
+from .errors import Error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 where an input could not be answered, 2 on wrong usage."""
+    parser = argparse.ArgumentParser(prog="tinyroberta", description="RoBERTa-PreLayerNorm without a deep-learning framework.")
+    parser.add_argument("--version", action="version", version=f"tinyroberta {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    fill = commands.add_parser("fill-mask", help="fill the <mask> in sentences", description=fill_mask.__doc__)
+    fill.add_argument("texts", nargs="*", metavar="TEXT", help="a sentence with <mask>; none: one a line on standard input")
+    fill.add_argument("--top-k", type=_positive, default=5, metavar="K", help="how many candidates for each mask (5)")
+    fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
+    fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
+    fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
+    fill.add_argument("--backend", help="numpy (default for the embedded model, else the fastest installed)")
+    fill.set_defaults(run=fill_mask)
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except Error as error:
+        print(f"tinyroberta: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def fill_mask(arguments: argparse.Namespace) -> int:
+    """Print the likeliest words for the <mask> in each sentence, with their probabilities."""
+    from .demo import FOLDER
+    from .models import RobertaPreLayerNormForMaskedLM
+    from .text.fill_mask import fill_mask as fill
+    from .text.tokenizer import load_tokenizer
+    from .weights.hub import checkpoint_folder
+
+    embedded = arguments.model is None
+    texts = arguments.texts or _lines()
+    folder = FOLDER if embedded else checkpoint_folder(arguments.model, arguments.revision)
+    tokenizer = load_tokenizer(folder)
+    model = RobertaPreLayerNormForMaskedLM.from_pretrained(folder, backend=arguments.backend or ("numpy" if embedded else None))
+    failed = False
+    for text in texts:
+        try:
+            (candidates,) = fill(model, tokenizer, [text], arguments.top_k)
+        except Error as error:
+            failed = True
+            print(f"tinyroberta: {error}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps({"text": text, "error": str(error)}, ensure_ascii=False), flush=True)
+            continue
+        if arguments.json:
+            print(json.dumps(_as_json(text, candidates), ensure_ascii=False), flush=True)
+        else:
+            _show(text, candidates)
+    return 1 if failed else 0
+
+
+def _lines() -> Iterator[str]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise Error("give a sentence with <mask>, or sentences on standard input, one a line")
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+def _as_json(text: str, candidates: Sequence[Any]) -> dict[str, Any]:
+    several = len({candidate.mask for candidate in candidates}) > 1
+    entries = [candidate._asdict() for candidate in candidates]
+    for entry in entries:
+        entry["token"] = entry["token"].strip() or entry["token"]
+        if not several:
+            del entry["mask"]
+    return {"text": text, "candidates": entries}
+
+
+def _show(text: str, candidates: Sequence[Any]) -> None:
+    """A table for people: the word, how likely, and the sentence it makes."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
+    several = len({candidate.mask for candidate in candidates}) > 1
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(text, "bold"), title_justify="left", header_style="dim"
+    )
+    if several:
+        table.add_column("mask", justify="right")
+    table.add_column("probability", justify="right")
+    table.add_column("", min_width=BAR)
+    table.add_column("word", style="bold cyan")
+    table.add_column("sentence", ratio=1)
+    most = max(candidate.probability for candidate in candidates)
+    for candidate in candidates:
+        bar = "█" * max(1, round(BAR * candidate.probability / most))
+        row: list[Text | str] = [
+            f"{candidate.probability:.1%}",
+            Text(bar, "cyan"),
+            Text(candidate.token.strip()),
+            Text(candidate.sentence),
+        ]
+        table.add_row(*([str(candidate.mask + 1)] if several else []), *row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+
+
+BAR = 12

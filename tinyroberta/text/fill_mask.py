@@ -1,0 +1,66 @@
+"""Fill the masks of sentences with the words a masked language model finds likeliest."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import Error
+from ..models import RobertaPreLayerNormForMaskedLM
+from .tokenizer import MASK, encode
+
+
+class Candidate(NamedTuple):
+    """A word for a mask: the token's text, its probability, and the sentence with it."""
+
+    mask: int  # which of the sentence's masks, from 0
+    token: str
+    probability: float
+    sentence: str
+
+
+def fill_mask(
+    model: RobertaPreLayerNormForMaskedLM, tokenizer: Any, texts: Sequence[str], top_k: int = 5
+) -> list[list[Candidate]]:
+    """For each text, the `top_k` likeliest tokens for each of its masks, likeliest first; each mask is filled by itself.
+
+    Raises Error on a text without <mask>, or as `encode` does.
+    """
+    if top_k < 1:
+        raise Error(f"top_k is {top_k}; it must be at least 1")
+    for text in texts:
+        if MASK not in text:
+            raise Error(f"there is no {MASK} in {text[:80]!r}: put one where a word is to be found")
+    mask_id = tokenizer.token_to_id(MASK)
+    if mask_id is None:
+        raise Error(f"the tokenizer has no {MASK}")
+    ids, attention_mask = encode(tokenizer, texts, model.config)
+    places = [np.flatnonzero(row == mask_id) for row in ids]
+    if any(len(found) != text.count(MASK) for found, text in zip(places, texts, strict=True)):
+        raise Error(f"the tokenizer does not read {MASK} as its mask")
+    most = max(map(len, places))
+    kept = np.stack([np.pad(found, (0, most - len(found)), "edge") for found in places])
+    logits = model(ids, attention_mask=attention_mask, logits_to_keep=kept).logits
+    return [
+        [
+            Candidate(number, token, probability, _filled(text, number, token))
+            for number in range(len(found))
+            for token, probability in _likeliest(tokenizer, row[number], top_k)
+        ]
+        for text, found, row in zip(texts, places, np.asarray(logits), strict=True)
+    ]
+
+
+def _likeliest(tokenizer: Any, logits: Any, top_k: int) -> list[tuple[str, float]]:
+    logits = logits.astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [(tokenizer.decode([int(token)], skip_special_tokens=False), float(probabilities[token])) for token in best]
+
+
+def _filled(text: str, number: int, token: str) -> str:
+    """The text with its mask of that number replaced; a mask swallows the spaces before it, and the token brings its own."""
+    parts = text.split(MASK)
+    before, after = MASK.join(parts[: number + 1]).rstrip(), MASK.join(parts[number + 1 :])
+    return (before + token if before else token.lstrip()) + after
