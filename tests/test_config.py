@@ -13,7 +13,13 @@ from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormFor
 
 def test_defaults_are_hugging_faces() -> None:
     config = RobertaPreLayerNormConfig()
-    shape = (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    shape = (
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.intermediate_size,
+    )
     assert shape == (50265, 768, 12, 12, 3072)
     assert (config.max_position_embeddings, config.type_vocab_size, config.layer_norm_eps) == (512, 2, 1e-12)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.hidden_act) == (1, 0, 2, "gelu")

@@ -18,6 +18,7 @@ ACTIVATIONS = (
     "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
+MOST_LABELS = 2**20
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -104,7 +105,7 @@ class RobertaPreLayerNormConfig:
             raise Error(
                 f"config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        if not callable(self.hidden_act) and self.hidden_act not in ACTIVATIONS:
+        if not callable(self.hidden_act) and not (isinstance(self.hidden_act, str) and self.hidden_act in ACTIVATIONS):
             raise Error(
                 f"config: hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}, or a function of an array"
             )
@@ -141,6 +142,8 @@ class RobertaPreLayerNormConfig:
         for layer, heads in pruned.items():
             if not 0 <= layer < self.num_hidden_layers:
                 raise Error(f"config: pruned_heads names layer {layer}, the model has layers 0 to {self.num_hidden_layers - 1}")
+            if len(heads) == self.num_attention_heads:
+                raise Error(f"config: pruned_heads names all heads of layer {layer}; one must stay")
             if any(not 0 <= head < self.num_attention_heads for head in heads):
                 raise Error(f"config: pruned_heads names heads {heads}, the model has heads 0 to {self.num_attention_heads - 1}")
         return pruned
@@ -149,6 +152,8 @@ class RobertaPreLayerNormConfig:
         assign, count, names = object.__setattr__, self.num_labels, self.id2label
         if count is not None:
             _check_int("num_labels", count, 1)
+            if count > MOST_LABELS:
+                raise Error(f"config: num_labels is {count}; at most {MOST_LABELS} are named here")
         if names is not None:
             try:
                 names = {int(index): str(label) for index, label in names.items()}

@@ -4,7 +4,6 @@ Two routes. Packed: only attended tokens are rows, so nothing is spent on paddin
 mask is added to the scores, as Hugging Face does; taken for whatever packing cannot say.
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,12 +178,6 @@ def position_ids_of(
         longest = int(positions.max()) - pad
         raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")
     return positions
-
-
-def warn_if_padding(ids: Array, mask: Any, pad: int | None) -> None:
-    """Warn where a text begins or ends with padding and no mask says so, as transformers does."""
-    if mask is None and ids.size and pad is not None and bool((ids[:, [0, -1]] == pad).any()):
-        warnings.warn("input_ids hold padding and no attention_mask was given: padding is read as text", stacklevel=5)
 
 
 def check_numbers(x: Any, name: str) -> Array:

@@ -23,7 +23,6 @@ from .inputs import (
     even,
     position_ids_of,
     take_places,
-    warn_if_padding,
 )
 from .outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -185,7 +184,6 @@ class RobertaPreLayerNormPreTrainedModel:
         ids = None if input_ids is None else check_ids(input_ids, "input_ids", config.vocab_size)
         if ids is not None:
             given, shape = ids, (ids.shape[0], ids.shape[1])
-            warn_if_padding(ids, attention_mask, config.pad_token_id)
         else:
             given = check_vectors(inputs_embeds, "inputs_embeds", config.hidden_size, dtype)
             shape = (given.shape[0], given.shape[1])

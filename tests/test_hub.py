@@ -1,0 +1,168 @@
+"""weights/hub.py: names and folders, a Hub played by a server on this machine, and (marked hub) the real one."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyroberta
+from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
+
+pytest.importorskip("huggingface_hub")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/folder", "~/absent", "a/b/c", "absent", "org/na me", ""])
+def test_what_is_neither_a_folder_nor_a_repository(name: str) -> None:
+    with pytest.raises(Error, match="folder"):
+        tinyroberta.load(name) if name else tinyroberta.load(Path("absent"))
+
+
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(Error, match="give the folder"):
+        tinyroberta.load(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server that plays the Hub for repositories under a folder: ROOT/org/name/REVISION/files."""
+    root = tmp_path / "hub"
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = self.path.split("?")[0].replace("%2F", "/").strip("/")
+            if path.startswith("api/models/"):
+                repository = root / path.removeprefix("api/models/").removesuffix("/refs")
+                pulls = [{"name": "x", "ref": f"refs/pr/{p.name}", "targetCommit": COMMIT} for p in repository.glob("refs/pr/*")]
+                content = {"branches": [], "converts": [], "tags": [], "pullRequests": pulls}
+                return self.send(200, json.dumps(content).encode(), body)
+            repository, _, rest = path.partition("/resolve/")
+            if not (root / repository).is_dir():
+                return self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+            revision, _, name = rest.rpartition("/")
+            if not (root / repository / revision).is_dir():
+                return self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
+            file, commit = root / repository / revision / name, COMMIT[:-1] + str(len(revision) % 10)
+            if not file.is_file():
+                return self.send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            content = file.read_bytes()
+            etag = f'"{revision.replace("/", "-")}-{name}"'
+            return self.send(200, content, body, {"ETag": etag, "X-Repo-Commit": commit})
+
+        def send(self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", root
+    server.shutdown()
+    server.server_close()
+
+
+def publish(folder: Path, shard_size: int = 10**9) -> RobertaPreLayerNormForMaskedLM:
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    model = RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormConfig(**sizes), seed=5)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    return model
+
+
+def load_there(endpoint: str, home: Path, name: str, offline: bool = False, **arguments: object) -> tuple[str, str]:
+    """Load in a fresh process, since huggingface_hub reads its environment when imported; returns what it printed, out and err."""
+    script = (
+        "import sys, warnings, tinyroberta\n"
+        "try: model = tinyroberta.load(sys.argv[1], **eval(sys.argv[2]))\n"
+        "except tinyroberta.Error as error: print('Error:', error)\n"
+        "else: print(repr(float(model([[0, 7, 2]]).logits.astype('f8').sum())))\n"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, name, repr(arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def expected(model: RobertaPreLayerNormForMaskedLM) -> str:
+    return repr(float(np.asarray(model([[0, 7, 2]]).logits).astype("f8").sum()))
+
+
+@pytest.mark.parametrize("shard_size", [10**9, 900])
+def test_a_repository_then_offline(hub: tuple[str, Path], tmp_path: Path, shard_size: int) -> None:
+    endpoint, root = hub
+    answer = expected(publish(root / "org" / "name" / "main", shard_size))
+    assert load_there(endpoint, tmp_path, "org/name")[0] == answer
+    assert load_there("http://127.0.0.1:9", tmp_path, "org/name", offline=True)[0] == answer
+    other = load_there("http://127.0.0.1:9", tmp_path, "org/other", offline=True)[0]
+    assert other.startswith("Error: org/other")
+    assert "HF_HUB_OFFLINE" in other
+
+
+def test_a_pull_request_holds_the_safetensors(hub: tuple[str, Path], tmp_path: Path) -> None:
+    endpoint, root = hub
+    publish(root / "org" / "name" / "refs" / "pr" / "2")
+    main = root / "org" / "name" / "main"
+    main.mkdir()
+    (main / "config.json").write_text((root / "org" / "name" / "refs" / "pr" / "2" / "config.json").read_text())
+    (root / "org" / "name" / "refs" / "pr" / "3").mkdir()
+    out, err = load_there(endpoint, tmp_path, "org/name")
+    assert not out.startswith("Error")
+    assert "refs/pr/2" in err
+    assert load_there(endpoint, tmp_path, "org/name", revision="refs/pr/2")[0] == out
+    assert load_there("http://127.0.0.1:9", tmp_path, "org/name", offline=True)[0] == out
+
+
+def test_what_a_hub_does_not_have(hub: tuple[str, Path], tmp_path: Path) -> None:
+    endpoint, root = hub
+    assert "no such repository" in load_there(endpoint, tmp_path, "org/name")[0]
+    publish(root / "org" / "name" / "main")
+    assert "no revision" in load_there(endpoint, tmp_path, "org/name", revision="v9")[0]
+    (root / "org" / "name" / "main" / "model.safetensors").unlink()
+    assert "model.safetensors" in load_there(endpoint, tmp_path, "org/name")[0]
+
+
+@pytest.mark.hub
+def test_published_numbers() -> None:
+    """andreasmadsen/efficient_mlm_m0.40, the figures of transformers' own integration tests."""
+    ids = [[0, 31414, 232, 328, 740, 1140, 12695, 69, 46078, 1588, 2]]
+    model = tinyroberta.load("andreasmadsen/efficient_mlm_m0.40")
+    logits = model(ids).logits
+    assert logits.shape == (1, 11, 50265)
+    wanted = [[40.4880, 18.0199, -5.2367], [-1.8877, -4.0885, 10.7085], [-2.2613, -5.6110, 7.2665]]
+    np.testing.assert_allclose(logits[0, :3, :3], wanted, rtol=1e-4, atol=1e-4)
+    base = tinyroberta.RobertaPreLayerNormModel.from_pretrained("andreasmadsen/efficient_mlm_m0.40")
+    wanted = [[0.0208, -0.0356, 0.0237], [-0.1569, -0.0411, -0.2626], [0.1879, 0.0125, -0.0089]]
+    np.testing.assert_allclose(base(ids).last_hidden_state[0, :3, :3], wanted, rtol=1e-4, atol=1e-4)
