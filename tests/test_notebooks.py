@@ -63,5 +63,7 @@ def test_pair(notebook: Path) -> None:
     assert cells_of(run) == cells_of(jupytext.read(notebook, fmt="py:percent")), f"{pair.name} is behind {notebook.name}"
     code = [cell for cell in run.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     assert pair.stat().st_size < LARGEST

@@ -1,5 +1,6 @@
 """weights/: files, names, ties, shards, refusals; and models.py's loading and saving of them."""
 
+import contextlib
 import dataclasses
 import json
 import struct
@@ -288,16 +289,14 @@ def test_corrupt_files_are_one_error(saved: Path, data: st.DataObject) -> None:
     broken.mkdir(exist_ok=True)
     (broken / "config.json").write_bytes((saved / "config.json").read_bytes())
     (broken / "model.safetensors").write_bytes(content)
-    try:
-        tinyroberta.load(broken)  # a flip may leave a valid file
-    except Error as error:
-        assert "broken" in str(error)
+    with contextlib.suppress(Error):  # and no other exception; a flip may leave a valid file
+        tinyroberta.load(broken)
 
 
 def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
-    def fail(tensors, path, metadata) -> None:
+    def fail(_tensors, path, _metadata) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 

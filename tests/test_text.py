@@ -1,0 +1,141 @@
+"""text/: tokenizers in both layouts, encoding, filling masks with the embedded model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyroberta
+from tinyroberta import Error
+from tinyroberta.demo import FOLDER
+from tinyroberta.models import RobertaPreLayerNormForMaskedLM
+from tinyroberta.text.fill_mask import fill_mask
+from tinyroberta.text.tokenizer import encode, load_tokenizer
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model() -> RobertaPreLayerNormForMaskedLM:
+    return tinyroberta.load(FOLDER)
+
+
+def test_vocabulary_and_merges_read_as_tokenizer_json_does(tokenizer, tmp_path: Path) -> None:
+    content = json.loads((FOLDER / "tokenizer.json").read_text())
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    vocabulary = content["model"]["vocab"] | {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    other = load_tokenizer(tmp_path)
+    for text in ("Hello, world!", "  A <mask> of\ttea\n", "naïve 日本 🙂 <s> x</s>", "", "<mask>", "it's 1929"):
+        assert other.encode(text).ids == tokenizer.encode(text).ids
+        assert other.decode(other.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(Error, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(Error, match="lacks <s>"):
+        load_tokenizer(tmp_path)
+    for junk in ("", "{}", '{"model": 3}', "\0\xff"):
+        (tmp_path / "tokenizer.json").write_text(junk)
+        with pytest.raises(Error, match="not valid"):
+            load_tokenizer(tmp_path)
+
+
+def test_encode_pads_on_the_right(tokenizer, model) -> None:
+    ids, mask = encode(tokenizer, ["A short one.", "A text that is a little longer than the first."], model.config)
+    assert ids.shape == mask.shape
+    for row, kept in zip(ids, mask, strict=True):
+        length = kept.sum()
+        assert row[0] == 0
+        assert row[length - 1] == 2
+        assert (row[length:] == model.config.pad_token_id).all()
+        assert not kept[length:].any()
+
+
+def test_a_text_that_is_too_long_says_the_usable_length(tokenizer, model) -> None:
+    usable = model.config.usable_length
+    word = tokenizer.encode(" the", add_special_tokens=False).ids
+    assert len(word) == 1
+    fits = "The" + " the" * (usable - 3)
+    ids, _ = encode(tokenizer, [fits], model.config)
+    assert ids.shape == (1, usable)
+    assert np.isfinite(model(ids).logits).all()
+    with pytest.raises(Error, match=f"at most {usable}"):
+        encode(tokenizer, [fits + " the"], model.config)
+    with pytest.raises(Error, match="no text"):
+        encode(tokenizer, [], model.config)
+
+
+def test_a_tokenizer_of_another_model(tokenizer) -> None:
+    small = tinyroberta.RobertaPreLayerNormConfig(vocab_size=100)
+    with pytest.raises(Error, match="do not belong together"):
+        encode(tokenizer, ["Hippopotamus"], small)
+
+
+def test_fill_mask_is_the_softmax_at_the_mask(tokenizer, model) -> None:
+    text = "He shut the <mask> behind him."
+    ids, mask = encode(tokenizer, [text], model.config)
+    logits = model(ids, attention_mask=mask).logits[0].astype(np.float64)
+    (place,) = np.flatnonzero(ids[0] == tokenizer.token_to_id("<mask>"))
+    probabilities = np.exp(logits[place]) / np.exp(logits[place]).sum()
+    (candidates,) = fill_mask(model, tokenizer, [text], top_k=7)
+    assert [c.probability for c in candidates] == pytest.approx(sorted(probabilities)[::-1][:7], rel=1e-5)
+    assert [c.token for c in candidates] == [tokenizer.decode([i]) for i in np.argsort(-probabilities)[:7]]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("He opened the <mask> and walked out of the house.", "door"),
+        ("The sun was shining in the <mask> sky.", "blue"),
+        ("She was the mother of two <mask>.", "children"),
+        ("I do not <mask> what you mean.", "know"),
+    ],
+)
+def test_the_embedded_model_knows_english(tokenizer, model, text: str, word: str) -> None:
+    (candidates,) = fill_mask(model, tokenizer, [text], top_k=5)
+    assert word in [c.token.strip() for c in candidates]
+    assert text.replace("<mask>", word) in [c.sentence for c in candidates]
+
+
+def test_several_masks_and_several_texts(tokenizer, model) -> None:
+    texts = ["<mask> is a dog.", "The <mask> sat on the <mask>.", "One  <mask>,and two."]
+    answers = fill_mask(model, tokenizer, texts, top_k=3)
+    assert [len(a) for a in answers] == [3, 6, 3]
+    assert [c.mask for c in answers[1]] == [0, 0, 0, 1, 1, 1]
+    for text, together in zip(texts, answers, strict=True):
+        (alone,) = fill_mask(model, tokenizer, [text], top_k=3)
+        assert [c.token for c in alone] == [c.token for c in together]
+        assert [c.probability for c in alone] == pytest.approx([c.probability for c in together], rel=1e-4)
+    first = answers[0][0]
+    assert first.sentence == first.token.strip() + " is a dog."
+    for c in answers[1]:
+        filled = ["The <mask> sat on the <mask>.", "The <mask> sat on the <mask>."][c.mask]
+        parts = filled.split("<mask>")
+        before = "<mask>".join(parts[: c.mask + 1])
+        assert c.sentence == before.rstrip() + c.token + "<mask>".join(parts[c.mask + 1 :])
+
+
+def test_a_text_without_a_mask(tokenizer, model) -> None:
+    with pytest.raises(Error, match="no <mask>"):
+        fill_mask(model, tokenizer, ["One <mask>.", "Nothing here."])
+    with pytest.raises(Error, match="top_k"):
+        fill_mask(model, tokenizer, ["One <mask>."], top_k=0)
+
+
+def test_more_candidates_than_words(tokenizer, model) -> None:
+    (candidates,) = fill_mask(model, tokenizer, ["<mask>"], top_k=10**9)
+    assert len(candidates) == model.config.vocab_size
+    assert sum(c.probability for c in candidates) == pytest.approx(1)
