@@ -1,10 +1,11 @@
 """The notebooks: each .py runs from top to bottom, the answers folded in its text too; its .ipynb holds the same cells, run.
 
-After a change, in notebooks/:  jupytext --to ipynb --update NAME.py && jupyter execute --inplace NAME.ipynb
+`python tests/test_notebooks.py` writes every .ipynb anew: after a change of a .py, or of the embedded model.
 """
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 ANSWER = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LARGEST = 600_000  # bytes of an .ipynb: a code host still shows it, and the repository stays small
 
-pytestmark = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+parametrized = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def cells_of(notebook: Any) -> list[tuple[str, str]]:
-    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+def read(notebook: Path) -> Any:
+    """A .py as a notebook whose cells have lasting names, so that a new run changes no more than it must."""
+    cells = jupytext.read(notebook, fmt="py:percent")
+    for index, cell in enumerate(cells.cells):
+        cell.id = f"cell-{index}"
+    return cells
 
 
 def with_answers(notebook: Any) -> Any:
@@ -40,30 +45,51 @@ def with_answers(notebook: Any) -> Any:
     return notebook
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_core.*")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:nbclient.*")
-@pytest.mark.filterwarnings("ignore:.*event loop:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:.*without encryption:UserWarning")
-def test_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel imports the very package that is under test, and reads nothing of the user's."""
+def execute(notebook: Any, folder: str) -> None:
+    """Run all cells; the kernel imports the very package that this process imports, and reads nothing of the user's."""
     package = str(Path(tinyroberta.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    cells = with_answers(jupytext.read(notebook, fmt="py:percent"))
-    nbclient.NotebookClient(cells, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = [output for cell in cells.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
-    assert not [output.text for output in printed if "font cache" not in output.text]
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "IPYTHONDIR": folder}
+    steady = {"record_timing": False, "coalesce_streams": True}  # the same outputs give the same file
+    place = {"metadata": {"path": folder}}
+    client = nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3", resources=place, **steady)
+    client.execute(env=environment)
+    del notebook.metadata["language_info"]  # the version of Python that ran it
 
 
+def complaints(notebook: Any) -> list[str]:
+    """Errors and warnings among the outputs."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    told = [output.get("text", "") for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    return [text for text in told if "font cache" not in text]
+
+
+@parametrized
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(jupyter_core|nbclient|asyncio|traitlets).*")
+@pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
+def test_runs(notebook: Path, tmp_path: Path) -> None:
+    cells = with_answers(read(notebook))
+    execute(cells, str(tmp_path))
+    assert not complaints(cells)
+
+
+@parametrized
 def test_pair(notebook: Path) -> None:
     """The .ipynb is the .py, run once from top to bottom, with its pictures and without errors."""
     pair = notebook.with_suffix(".ipynb")
-    run = nbformat.read(pair, as_version=4)
-    assert cells_of(run) == cells_of(jupytext.read(notebook, fmt="py:percent")), f"{pair.name} is behind {notebook.name}"
-    code = [cell for cell in run.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [
-        output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"
-    ]
+    run, source = nbformat.read(pair, as_version=4), read(notebook)
+    same = [(cell.cell_type, cell.source) for cell in run.cells] == [(cell.cell_type, cell.source) for cell in source.cells]
+    assert same, f"{pair.name} is behind {notebook.name}: python tests/test_notebooks.py"
+    counts = [cell.execution_count for cell in run.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not complaints(run)
     assert pair.stat().st_size < LARGEST
+
+
+if __name__ == "__main__":
+    for notebook in NOTEBOOKS:
+        cells = read(notebook)
+        with tempfile.TemporaryDirectory() as folder:
+            execute(cells, folder)
+        nbformat.write(cells, notebook.with_suffix(".ipynb"))
+        print(notebook.with_suffix(".ipynb"), *complaints(cells))

@@ -2,6 +2,7 @@
 
 from .cache import Cache
 from .config import RobertaPreLayerNormConfig
+from .encoder_decoder import EncoderDecoderModel
 from .errors import Error
 from .models import (
     RobertaPreLayerNormForCausalLM,
@@ -17,6 +18,7 @@ from .models import (
 __version__ = "0.1.0"
 __all__ = [
     "Cache",
+    "EncoderDecoderModel",
     "Error",
     "RobertaPreLayerNormConfig",
     "RobertaPreLayerNormForCausalLM",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 
 import numpy as np
 
-from . import forward, losses
+from . import forward, generation, losses, surgery
 from .backends import DTYPES, PRECISIONS, Array, Backend, Settings, load_backend
 from .cache import Cache
 from .config import RobertaPreLayerNormConfig
@@ -34,7 +34,6 @@ from .outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from .surgery import new_tensors
 from .weights import names
 from .weights.hub import checkpoint_folder
 from .weights.safetensors import SHARD_SIZE, open_tensors, save_tensors
@@ -99,7 +98,7 @@ class RobertaPreLayerNormPreTrainedModel:
         self.ops, self.settings = settings_of(**running)
         self._check_config(config)
         if tensors is None:
-            tensors = new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
+            tensors = surgery.new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
         self._adopt(config, tensors)
 
     @classmethod
@@ -155,6 +154,42 @@ class RobertaPreLayerNormPreTrainedModel:
     def num_parameters(self) -> int:
         """How many numbers the model holds, tied ones once."""
         return sum(value.size for value in {id(value): value for value in self.tensors.values()}.values())
+
+    def get_input_embeddings(self) -> Array:
+        """The word embeddings (V, D) as the checkpoint stores them."""
+        return self.tensors[names.WORDS]
+
+    def set_input_embeddings(self, weight: Any) -> None:
+        """Replace the word embeddings by (V', D) numbers; tied output embeddings follow, a tied bias is cut or padded with 0."""
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.WORDS, np.asarray(weight)))
+
+    def get_output_embeddings(self) -> Array | None:
+        """The language model head's (V, D) weight; None for other heads."""
+        return self.tensors.get(names.DECODER)
+
+    def set_output_embeddings(self, weight: Any) -> None:
+        """Replace the language model head's weight by (V, D) numbers, which unties it; raises Error for other heads."""
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.DECODER, np.asarray(weight)))
+
+    def tie_weights(self) -> None:
+        """Make the head's weight the word embeddings again, where config.tie_word_embeddings says so."""
+        if names.DECODER in self.tensors and self.config.tie_word_embeddings:
+            self._adopt(self.config, self.tensors | {names.DECODER: self.tensors[names.WORDS]})
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True, seed: int = 0
+    ) -> Array:
+        """Cut or extend the vocabulary, and the head's with it; returns the new word embeddings.
+
+        New rows are drawn around the mean of the old ones, or as for a new model with mean_resizing=False (Hewitt 2021).
+        """
+        resized = surgery.resize(self.config, self.tensors, new_num_tokens, pad_to_multiple_of, mean_resizing, seed)
+        self._adopt(*resized)
+        return self.get_input_embeddings()
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Sequence[int]]) -> None:
+        """Remove attention heads, {layer: heads} by their original numbers; remembered in config.pruned_heads."""
+        self._adopt(*surgery.prune(self.config, self.tensors, heads_to_prune))
 
     def _encode(
         self,
@@ -415,6 +450,10 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
         return self._returned(
             CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
         )
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+        """Prompts (B, S) continued, as ids; the arguments are those of generation.generate."""
+        return generation.generate(self, input_ids, attention_mask, **arguments)
 
 
 class RobertaPreLayerNormForMaskedLM(_LanguageModel):

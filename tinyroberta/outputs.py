@@ -102,3 +102,27 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Array = None
     hidden_states: Arrays | None = None
     attentions: Arrays | None = None
+
+
+@dataclass
+class Seq2SeqLMOutput(ModelOutput):
+    """The decoder's logits (B, S, V) and what was asked for, and the encoder's last_hidden_state and what was asked for."""
+
+    loss: Array | None = None
+    logits: Array = None
+    past_key_values: Any = None
+    decoder_hidden_states: Arrays | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: Arrays | None = None
+    encoder_attentions: Arrays | None = None
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """sequences (R, L); scores, one (R, V) a step, as they were when the token was chosen; the beams' final scores (R,)."""
+
+    sequences: Array = None
+    scores: Arrays = ()
+    sequences_scores: Array | None = None

@@ -16,6 +16,7 @@ from .safetensors import Array
 PREFIX = "roberta_prelayernorm."
 HEADS = ("lm_head", "classifier", "qa_outputs")
 WORDS = "embeddings.word_embeddings.weight"
+DECODER, DECODER_BIAS = "lm_head.decoder.weight", "lm_head.decoder.bias"
 UNUSED = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 
 Shape = tuple[int, ...]
@@ -105,9 +106,9 @@ def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shap
     sources = _own_names(stored, where)
     wanted = dict(encoder) | dict(head)
     found = {name: source for name, source in sources.items() if name in wanted}
-    if "lm_head.decoder.bias" in wanted and "lm_head.decoder.bias" not in found and "lm_head.bias" in sources:
-        found["lm_head.decoder.bias"] = sources["lm_head.bias"]
-    tie = {WORDS: "lm_head.decoder.weight", "lm_head.decoder.weight": WORDS} if tied else {}
+    if DECODER_BIAS in wanted and DECODER_BIAS not in found and "lm_head.bias" in sources:
+        found[DECODER_BIAS] = sources["lm_head.bias"]
+    tie = {WORDS: DECODER, DECODER: WORDS} if tied else {}
     for name, other in tie.items():
         if name in wanted and name not in found and other in sources:
             found[name] = sources[other]
@@ -115,7 +116,7 @@ def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shap
     if not pooler & set(found):
         wanted = {name: shape for name, shape in wanted.items() if name not in pooler}
 
-    optional = {"lm_head.decoder.bias"}
+    optional = {DECODER_BIAS}
     other_heads = ("pooler.", *(f"{name}." for name in HEADS if not any(key.startswith(f"{name}.") for key in head)))
     missing = [name for name in wanted if name not in found and name not in optional]
     unexpected = [
@@ -140,12 +141,12 @@ def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shap
             arrays[name] = read.setdefault(found[name], stored[found[name]])
             if arrays[name].dtype.kind not in "fV":
                 raise Error(f"{where}: {found[name]} is stored as {arrays[name].dtype}; a weight is a floating-point number")
-    if "lm_head.decoder.weight" in arrays and tied and arrays[WORDS] is not arrays["lm_head.decoder.weight"]:
-        decoder = arrays["lm_head.decoder.weight"]
+    if DECODER in arrays and tied and arrays[WORDS] is not arrays[DECODER]:
+        decoder = arrays[DECODER]
         if decoder.dtype == arrays[WORDS].dtype and decoder.tobytes() == arrays[WORDS].tobytes():
-            arrays["lm_head.decoder.weight"] = arrays[WORDS]
-    if "lm_head.decoder.bias" in wanted and "lm_head.decoder.bias" not in arrays:
-        arrays["lm_head.decoder.bias"] = np.zeros(wanted["lm_head.decoder.bias"], np.float32)
+            arrays[DECODER] = arrays[WORDS]
+    if DECODER_BIAS in wanted and DECODER_BIAS not in arrays:
+        arrays[DECODER_BIAS] = np.zeros(wanted[DECODER_BIAS], np.float32)
     return arrays
 
 
@@ -184,11 +185,11 @@ def stored_names(arrays: Mapping[str, Array], headed: bool) -> dict[str, Array]:
     """A model's tensors under the names that transformers saves, given its own: the prefix back on, tied ones once."""
     flat: dict[str, Array] = {}
     for name, value in arrays.items():
-        if name == "lm_head.decoder.weight" and value is arrays[WORDS]:
+        if name == DECODER and value is arrays[WORDS]:
             continue
         flat[name if not headed or name.split(".")[0] in HEADS else PREFIX + name] = value
-    if "lm_head.decoder.bias" in flat:
-        flat["lm_head.bias"] = flat["lm_head.decoder.bias"]
-        if "lm_head.decoder.weight" not in flat:
-            del flat["lm_head.decoder.bias"]
+    if DECODER_BIAS in flat:
+        flat["lm_head.bias"] = flat[DECODER_BIAS]
+        if DECODER not in flat:
+            del flat[DECODER_BIAS]
     return flat

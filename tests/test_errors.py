@@ -1,0 +1,158 @@
+"""Every input a user can get wrong gets one tinyroberta.Error, of one sentence, and out-of-range ids an IndexError too."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import tinyroberta
+from tinyroberta import Error, RobertaPreLayerNormConfig
+from tinyroberta.models import CLASSES
+
+CONFIG = RobertaPreLayerNormConfig(
+    vocab_size=40,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=20,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+)
+DECODER = dataclasses.replace(CONFIG, is_decoder=True)
+CROSS = dataclasses.replace(DECODER, add_cross_attention=True)
+IDS = np.array([[0, 9, 17, 5, 2], [0, 21, 8, 33, 2]])
+STATES = np.zeros((2, 7, 24), np.float32)
+Base = tinyroberta.RobertaPreLayerNormModel
+
+WRONG = [
+    (CONFIG, {}, "exactly one of input_ids and inputs_embeds", ValueError),
+    (CONFIG, {"input_ids": IDS, "inputs_embeds": STATES}, "exactly one", ValueError),
+    (CONFIG, {"input_ids": [[0, 40]]}, "input_ids holds 40; this model allows 0 to 39", IndexError),
+    (CONFIG, {"input_ids": [[0, -1]]}, "input_ids holds -1", IndexError),
+    (CONFIG, {"input_ids": [[0.0, 1.0]]}, "integers", ValueError),
+    (CONFIG, {"input_ids": [["a"]]}, "integers", ValueError),
+    (CONFIG, {"input_ids": [[0, 1], [0]]}, "ragged", ValueError),
+    (CONFIG, {"input_ids": [0, 1]}, "batch, tokens", ValueError),
+    (CONFIG, {"input_ids": IDS[None]}, "batch, tokens", ValueError),
+    (CONFIG, {"input_ids": np.zeros((2, 0), int)}, "at least one", ValueError),
+    (CONFIG, {"input_ids": np.zeros((0, 2), int)}, "at least one", ValueError),
+    (CONFIG, {"input_ids": np.full((1, 19), 5)}, "19 tokens; this model reads at most 18", IndexError),
+    (CONFIG, {"inputs_embeds": np.zeros((1, 19, 24))}, "19 tokens; this model reads at most 18", IndexError),
+    (CONFIG, {"inputs_embeds": STATES[:, :, :5]}, "24", ValueError),
+    (CONFIG, {"inputs_embeds": STATES[0]}, "inputs_embeds", ValueError),
+    (CONFIG, {"input_ids": IDS, "token_type_ids": IDS * 0 + 2}, "token_type_ids holds 2", IndexError),
+    (CONFIG, {"input_ids": IDS, "token_type_ids": [[0, 0]]}, "token_type_ids", ValueError),
+    (CONFIG, {"input_ids": IDS, "position_ids": IDS * 0 + 20}, "position_ids holds 20", IndexError),
+    (CONFIG, {"input_ids": IDS, "position_ids": [[1, 2]]}, "position_ids", ValueError),
+    (CONFIG, {"input_ids": IDS, "position_ids": IDS * 0.5}, "position_ids", ValueError),
+    (CONFIG, {"input_ids": IDS, "attention_mask": np.ones(5)}, "attention_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "attention_mask": np.ones((2, 1, 1, 5))}, "attention_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "attention_mask": np.ones((2, 4))}, "attention_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "attention_mask": [["x"] * 5] * 2}, "attention_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "head_mask": np.ones(4)}, "head_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "head_mask": np.ones((1, 3))}, "head_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "head_mask": np.ones((2, 2, 3))}, "head_mask", ValueError),
+    (CONFIG, {"input_ids": IDS, "padding": "drop"}, "padding", ValueError),
+    (CONFIG, {"input_ids": IDS, "attention_maks": IDS}, "attention_maks", ValueError),
+    (dataclasses.replace(CONFIG, chunk_size_feed_forward=3), {"input_ids": IDS}, "multiple", ValueError),
+    (dataclasses.replace(CONFIG, pad_token_id=None), {"input_ids": IDS}, "pad_token_id", ValueError),
+    (dataclasses.replace(CONFIG, position_embedding_type="relative_key"), {"inputs_embeds": np.zeros((1, 21, 24)),
+     "position_ids": np.zeros((1, 21), int)}, "relative positions reach 20", ValueError),
+    (DECODER, {"input_ids": IDS, "encoder_hidden_states": STATES}, "cross-attention", ValueError),
+    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES[:1]}, "batch", ValueError),
+    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES[:, :, :3]}, "24", ValueError),
+    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES, "encoder_attention_mask": np.ones(7)}, "encoder_attention_mask", ValueError),
+    (DECODER, {"input_ids": IDS, "past_key_values": [(1, 2)]}, "layers", ValueError),
+    (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((2, 3, 4)),) * 2] * 2}, "past_key_values", ValueError),
+    (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((3, 3, 2, 8)),) * 2] * 2}, "batch", ValueError),
+    (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((2, 4, 2, 8)),) * 2] * 2}, "past_key_values", ValueError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "given", "said", "kind"), WRONG, ids=[str(case[2]) + str(i) for i, case in enumerate(WRONG)])
+def test_one_sentence(config: RobertaPreLayerNormConfig, given: dict, said: str, kind: type) -> None:
+    with pytest.raises(Error, match=said) as told:
+        Base(config)(**given)
+    assert isinstance(told.value, ValueError)
+    assert isinstance(told.value, kind)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("longest", [18, 19])
+def test_the_longest_usable_text(longest: int) -> None:
+    ids = np.full((1, longest), 5)
+    if longest == 18:
+        assert np.isfinite(Base(CONFIG)(ids).last_hidden_state).all()
+    else:
+        with pytest.raises(IndexError):
+            Base(CONFIG)(ids)
+
+
+def test_an_encoder_that_is_given_a_source_says_that_it_ignores_it() -> None:
+    with pytest.warns(UserWarning, match="ignored"):
+        output = Base(CONFIG)(IDS, encoder_hidden_states=STATES)
+    np.testing.assert_array_equal(output.last_hidden_state, Base(CONFIG)(IDS).last_hidden_state)
+
+
+LABELS = [
+    ("ForMaskedLM", {"labels": IDS[:, :3]}),
+    ("ForMaskedLM", {"labels": IDS * 0 + 40}),
+    ("ForMaskedLM", {"labels": IDS * 1.5}),
+    ("ForCausalLM", {"labels": IDS[:1]}),
+    ("ForCausalLM", {"logits_to_keep": -1}),
+    ("ForCausalLM", {"logits_to_keep": np.array([9])}),
+    ("ForCausalLM", {"logits_to_keep": np.array([[True, False, False, False, False], [True, True, False, False, False]])}),
+    ("ForTokenClassification", {"labels": IDS}),
+    ("ForSequenceClassification", {"labels": np.array([0, 2])}),
+    ("ForSequenceClassification", {"labels": np.array([0, 1, 1])}),
+    ("ForSequenceClassification", {"labels": np.array([0.5, 1.0, 1.0])}),
+    ("ForQuestionAnswering", {"start_positions": [1], "end_positions": [1, 2]}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), LABELS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(LABELS)])
+def test_labels_that_do_not_fit(name: str, given: dict) -> None:
+    with pytest.raises(Error):
+        CLASSES["RobertaPreLayerNorm" + name](CONFIG)(IDS, **given)
+
+
+def test_multiple_choice_reads_three_axes() -> None:
+    for given in ({"input_ids": IDS}, {}, {"inputs_embeds": STATES}):
+        with pytest.raises(Error, match="choices"):
+            tinyroberta.RobertaPreLayerNormForMultipleChoice(CONFIG)(**given)
+
+
+def test_question_answering_has_two_labels() -> None:
+    with pytest.raises(Error, match="num_labels is 3"):
+        tinyroberta.RobertaPreLayerNormForQuestionAnswering(dataclasses.replace(CONFIG, num_labels=3))
+
+
+def test_surgery_that_cannot_be() -> None:
+    model = tinyroberta.RobertaPreLayerNormForMaskedLM(CONFIG)
+    before = model(IDS).logits
+    for heads, kind in (({2: [0]}, IndexError), ({0: [3]}, IndexError), ({0: [0, 1, 2]}, ValueError)):
+        with pytest.raises(kind):
+            model.prune_heads(heads)
+    for given in ((1.5,), (0,), (1,), (50, 1.3), (50, 0)):
+        with pytest.raises(Error):
+            model.resize_token_embeddings(*given)
+    for weight in (np.zeros((40, 3), np.float32), np.zeros(24, np.float32), np.zeros((40, 24), int)):
+        with pytest.raises(Error):
+            model.set_input_embeddings(weight)
+    with pytest.raises(Error, match="output embeddings"):
+        Base(CONFIG).set_output_embeddings(np.zeros((40, 24), np.float32))
+    np.testing.assert_array_equal(model(IDS).logits, before)
+
+
+def test_embeddings_set_and_tied() -> None:
+    model = tinyroberta.RobertaPreLayerNormForMaskedLM(CONFIG, dtype="float64")
+    words = np.random.default_rng(0).standard_normal((40, 24))
+    model.set_input_embeddings(words)
+    assert model.get_output_embeddings() is model.get_input_embeddings()
+    tied = model(IDS).logits
+    model.set_output_embeddings(words * 2)
+    np.testing.assert_allclose(model(IDS).logits, 2 * tied, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(model.get_input_embeddings(), words)
+    model.tie_weights()
+    np.testing.assert_array_equal(model(IDS).logits, tied)
+    assert Base(CONFIG).get_output_embeddings() is None

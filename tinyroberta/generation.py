@@ -1,0 +1,422 @@
+"""Text from a causal language model, a token at a time: greedy, sampled, or the best of several beams.
+
+Mirrors transformers' GenerationMixin (5.23.0) but for positions: here they start at pad_token_id + 1, as in the forward pass and
+in training; transformers' generate starts them at 0 (first_position=0 reproduces that).
+
+Shapes: R rows, one for each sequence under way (prompts x beams or samples), L tokens so far, V words.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .backends import Array
+from .cache import Cache
+from .errors import Error
+from .inputs import check_ids, check_numbers, check_range
+from .outputs import GenerateOutput
+
+LEAST = -1.0e9  # stands for a beam that may not be chosen
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen; names, defaults and order of application are transformers'."""
+
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    min_length: int = 0
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    typical_p: float = 1.0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("repetition_penalty", "temperature"):
+            if not getattr(self, name) > 0:
+                raise Error(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("top_p", "min_p", "typical_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise Error(f"{name} is {value}; it must be from 0 to 1")
+        for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens", "top_k"):
+            _check_count(name, getattr(self, name), 0)
+        for name in ("num_beams", "num_return_sequences"):
+            _check_count(name, getattr(self, name), 1)
+        if self.early_stopping not in (True, False, "never"):
+            raise Error(f'early_stopping is {self.early_stopping!r}; it must be True, False or "never"')
+        if any(not len(words) for words in self.bad_words_ids):
+            raise Error("bad_words_ids holds an empty word")
+        if self.num_return_sequences > self.num_beams > 1:
+            raise Error(f"num_return_sequences is {self.num_return_sequences}, of only {self.num_beams} beams")
+        if self.num_return_sequences > 1 and self.num_beams == 1 and not self.do_sample:
+            raise Error("greedy search finds one sequence: for num_return_sequences above 1 set do_sample or num_beams")
+
+    @property
+    def min_tokens_to_keep(self) -> int:
+        """How many words sampling must leave possible."""
+        return 1 if self.num_beams == 1 else max(2, len(self.eos_token_ids) + 1)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise Error(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+# What a choice makes of scores: each takes (R, V) and returns (R, V), a word that is out at -inf.
+
+
+def penalise(ids: Array, scores: Array, choice: Choice, prompt: int) -> Array:  # ids (R, L), scores (R, V)
+    """Everything that steers both greedy and sampled choice: repetition, n-grams, bad words, least lengths."""
+    scores = scores.copy()
+    if choice.repetition_penalty != 1:
+        seen = np.take_along_axis(scores, ids, 1)
+        penalised = np.where(seen < 0, seen * choice.repetition_penalty, seen / choice.repetition_penalty)
+        np.put_along_axis(scores, ids, penalised, 1)
+    if choice.no_repeat_ngram_size and ids.shape[1] + 1 >= choice.no_repeat_ngram_size:
+        for row, banned in enumerate(_completing(ids, choice.no_repeat_ngram_size)):
+            scores[row, banned] = -math.inf
+    for word in choice.bad_words_ids:
+        *start, last = word
+        if not start:
+            if last not in choice.eos_token_ids:
+                scores[:, last] = -math.inf
+        elif len(word) <= ids.shape[1]:
+            scores[(ids[:, ids.shape[1] - len(start) :] == start).all(1), last] = -math.inf
+    if ids.shape[1] < max(choice.min_length, prompt + choice.min_new_tokens):
+        scores[:, list(choice.eos_token_ids)] = -math.inf
+    return scores
+
+
+def _completing(ids: Array, n: int) -> list[Array]:
+    """For each row the tokens that would complete an n-gram the row already holds."""
+    if ids.shape[1] < n:
+        return [np.array([], np.int64)] * len(ids)
+    grams = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1)  # (R, L - n + 1, n)
+    begun = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(2)
+    return [gram[match, -1] for gram, match in zip(grams, begun, strict=True)]
+
+
+def narrow(scores: Array, choice: Choice) -> Array:  # (R, V)
+    """What only sampling applies: temperature, then top-k, top-p, min-p and typical words."""
+    keep = choice.min_tokens_to_keep
+    if choice.temperature != 1:
+        scores = scores / choice.temperature
+    if choice.top_k:
+        k = min(max(choice.top_k, keep), scores.shape[1])
+        least = np.partition(scores, -k, 1)[:, -k, None]
+        scores = np.where(scores < least, -math.inf, scores)
+    if choice.top_p < 1:
+        order = np.argsort(scores, 1, kind="stable")
+        below = np.cumsum(_softmax(np.take_along_axis(scores, order, 1)), 1) <= 1 - choice.top_p
+        scores = _without(scores, order, below, keep)
+    if choice.min_p is not None:
+        p = _softmax(scores)
+        order = np.argsort(scores, 1, kind="stable")
+        below = np.take_along_axis(p < choice.min_p * p.max(1, keepdims=True), order, 1)
+        scores = _without(scores, order, below, keep)
+    if choice.typical_p < 1:  # Meister et al. 2022
+        log_p = log_softmax(scores)
+        p = np.exp(log_p)
+        entropy = -(np.where(p > 0, log_p, 0) * p).sum(1, keepdims=True)
+        distance = np.abs(-log_p - entropy)
+        order = np.argsort(distance, 1, kind="stable")
+        mass = np.cumsum(np.take_along_axis(p, order, 1), 1)
+        last = np.minimum((mass < choice.typical_p).sum(1, keepdims=True), scores.shape[1] - 1)
+        limit = np.take_along_axis(np.take_along_axis(distance, order, 1), last, 1)
+        far = np.take_along_axis(distance, order, 1) > limit
+        scores = _without(scores, order[:, ::-1], far[:, ::-1], keep)
+    return scores
+
+
+def _without(scores: Array, order: Array, out: Array, keep: int) -> Array:
+    """Scores without the words at `out` along `order`, worst first, but for the last `keep` of that order."""
+    out = out.copy()
+    out[:, out.shape[1] - keep :] = False
+    scores = scores.copy()
+    np.put_along_axis(scores, order, np.where(out, -math.inf, np.take_along_axis(scores, order, 1)), 1)
+    return scores
+
+
+def _softmax(scores: Array) -> Array:
+    p = np.exp(scores - scores.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def log_softmax(scores: Array) -> Array:  # (R, V)
+    """scores - log sum exp(scores)."""
+    shifted = scores - scores.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+class CausalLM(Protocol):
+    """What generation asks of a model: RobertaPreLayerNormForCausalLM."""
+
+    config: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass
+class Rows:
+    """The sequences under way: their tokens, what of them is padding, and the model's cache of them."""
+
+    model: CausalLM
+    ids: Array  # (R, capacity), `length` of them in use
+    mask: Array  # (R, capacity)
+    length: int
+    first_position: int
+    use_cache: bool
+    constants: dict[str, Any] = field(default_factory=dict)  # encoder_hidden_states and their mask, (R, ...)
+    cache: Cache | None = None
+
+    def scores(self) -> Array:  # -> (R, V) float64
+        """The model's scores for the next token of every row."""
+        done = 0 if self.cache is None else self.cache.length
+        mask = self.mask[:, : self.length]
+        positions = np.cumsum(mask, 1) - 1 + self.first_position
+        positions = np.where(mask == 1, positions, self.model.config.pad_token_id or 0)[:, done:]
+        output = self.model(
+            self.ids[:, done : self.length],
+            attention_mask=None if mask.all() else mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=self.use_cache,
+            logits_to_keep=1,
+            return_dict=True,
+            output_attentions=False,
+            output_hidden_states=False,
+            **self.constants,
+        )
+        self.cache = output.past_key_values
+        return np.asarray(output.logits)[:, -1].astype(np.float64)
+
+    def append(self, tokens: Array) -> None:
+        """One more token for every row."""
+        self.ids[:, self.length], self.mask[:, self.length] = tokens, 1
+        self.length += 1
+
+    def select(self, rows: Array) -> None:
+        """Go on from these rows."""
+        self.ids = self.ids[rows]
+        if self.cache is not None:
+            self.cache.select(rows)
+
+
+def generate(
+    model: CausalLM,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+    pad_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    stop_strings: str | Sequence[str] = (),
+    tokenizer: Any = None,
+    streamer: Callable[[Array], object] | None = None,
+    seed: int | None = None,
+    first_position: int | None = None,
+    use_cache: bool = True,
+    return_dict_in_generate: bool = False,
+    encoder_hidden_states: Any = None,
+    encoder_attention_mask: Any = None,
+    **choice: Any,
+) -> Any:
+    """Prompts (B, S), padded on either side -> (B x num_return_sequences, L) ids: the prompts as given, then what follows.
+
+    Stops where every sequence has ended by an eos token or one of `stop_strings` (which need a tokenizer), or at max_length
+    (20, prompt included) or max_new_tokens. A sequence that ended goes on with padding. `streamer` is called with each step's
+    tokens (R,). The other arguments are the fields of Choice. With return_dict_in_generate: a GenerateOutput with the scores too.
+    Raises Error on arguments that cannot be, and where the positions do not reach.
+    """
+    config = model.config
+    eos = config.eos_token_id if eos_token_id is None else eos_token_id
+    ends = () if eos is None else tuple(eos) if isinstance(eos, Sequence) else (eos,)
+    ends = tuple(token for token in ends if 0 <= token < config.vocab_size)
+    unknown = set(choice) - set(Choice.__dataclass_fields__)
+    if unknown:
+        raise Error(f"generate does not know {', '.join(sorted(unknown))}")
+    chosen = Choice(**choice, eos_token_ids=ends)
+    for word in chosen.bad_words_ids:
+        check_range(np.asarray(word), "bad_words_ids", config.vocab_size)
+    pad = next((token for token in (pad_token_id, config.pad_token_id, *ends) if token is not None), 0)
+    given = check_ids(input_ids, "input_ids", config.vocab_size)
+    if given.size == 0:
+        raise Error(f"the prompts have shape {given.shape}; there must be at least one prompt of one token")
+    ids, mask = _left_padded(given, attention_mask, pad, ends)
+    S = ids.shape[1]
+    total = _total(S, max_length, max_new_tokens)
+    first = first_position if first_position is not None else (config.pad_token_id or 0) + 1
+    reached = first + int(mask.sum(1).max()) + total - S - 2
+    if config.position_embedding_type == "absolute" and reached >= config.max_position_embeddings:
+        raise Error(
+            f"{total} tokens need position {reached}; this model has positions up to {config.max_position_embeddings - 1}"
+        )
+    stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+    if stops and tokenizer is None:
+        raise Error("stop_strings need a tokenizer")
+    if streamer is not None and chosen.num_beams > 1:
+        raise Error("a streamer cannot follow beams: the best one is known at the end")
+
+    copies = chosen.num_beams if chosen.num_beams > 1 else chosen.num_return_sequences
+    constants = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+    constants = {name: np.repeat(np.asarray(value), copies, 0) for name, value in constants.items() if value is not None}
+    room = ((0, 0), (0, total - S))
+    rows = Rows(
+        model,
+        np.pad(np.repeat(ids, copies, 0), room, constant_values=pad),
+        np.pad(np.repeat(mask, copies, 0), room),
+        S,
+        first,
+        bool(use_cache and config.is_decoder),
+        constants,
+    )
+
+    def ended(sequences: Array) -> Array:  # (R, L) -> (R,) bool
+        found = np.isin(sequences[:, -1], ends)
+        return found | np.array([_says(row, stops, tokenizer) for row in sequences], bool) if stops else found
+
+    random = np.random.default_rng(seed)
+    if chosen.num_beams > 1:
+        sequences, scores, best = _beam_search(rows, chosen, total, pad, ended, random)
+    else:
+        sequences, scores = _token_by_token(rows, chosen, total, pad, ended, random, streamer)
+        best = None
+    prompts = np.repeat(given, chosen.num_return_sequences, 0)
+    sequences = np.concatenate([prompts, sequences[:, S:]], 1)
+    return GenerateOutput(sequences, tuple(scores), best) if return_dict_in_generate else sequences
+
+
+def _total(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
+    if max_new_tokens is not None:
+        _check_count("max_new_tokens", max_new_tokens, 1)
+        return prompt + max_new_tokens
+    total = 20 if max_length is None else max_length
+    _check_count("max_length", total, 1)
+    if total <= prompt:
+        raise Error(f"the prompt has {prompt} tokens and max_length is {total}: give a larger max_length, or max_new_tokens")
+    return total
+
+
+def _left_padded(ids: Array, mask: Any, pad: int, ends: tuple[int, ...]) -> tuple[Array, Array]:
+    """The prompts with all their padding on the left; without a mask, padding is every pad token (unless it also ends texts)."""
+    if mask is None:
+        mask = (ids != pad) if pad not in ends and bool((ids == pad).any()) else np.ones_like(ids)
+    mask = check_numbers(mask, "attention_mask")
+    if mask.shape != ids.shape or not ((mask == 0) | (mask == 1)).all():
+        raise Error(f"attention_mask must hold 0 and 1 in the prompts' shape {ids.shape}; this one has shape {mask.shape}")
+    if not (mask == 1).any(1).all():
+        raise Error("a prompt is nothing but padding")
+    order = np.argsort(mask == 1, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1).astype(np.int64)
+
+
+def _says(row: Array, stops: Sequence[str], tokenizer: Any) -> bool:
+    """Whether the last token completes one of the strings; a token is at least a byte, so only so many can matter."""
+    tail = row[-max(len(stop.encode()) for stop in stops) - 1 :].tolist()
+    text, before = tokenizer.decode(tail), tokenizer.decode(tail[:-1])
+    return any(text.count(stop) > before.count(stop) for stop in stops)
+
+
+def _token_by_token(
+    rows: Rows,
+    choice: Choice,
+    total: int,
+    pad: int,
+    ended: Callable[[Array], Array],
+    random: np.random.Generator,
+    streamer: Callable[[Array], object] | None,
+) -> tuple[Array, list[Array]]:
+    """Greedy search, or sampling from what `narrow` leaves."""
+    prompt, over, kept = rows.length, np.zeros(len(rows.ids), bool), []
+    while rows.length < total and not over.all():
+        scores = penalise(rows.ids[:, : rows.length], rows.scores(), choice, prompt)
+        if choice.do_sample:
+            scores = narrow(scores, choice)
+            tokens = _draw(_softmax(scores), random)
+        else:
+            tokens = scores.argmax(1)
+        kept.append(scores)
+        rows.append(np.where(over, pad, tokens))
+        over |= ended(rows.ids[:, : rows.length])
+        if streamer is not None:
+            streamer(rows.ids[:, rows.length - 1])
+    return rows.ids[:, : rows.length], kept
+
+
+def _draw(p: Array, random: np.random.Generator) -> Array:  # (R, V) -> (R,)
+    """One word a row, by where a uniform number falls among the summed probabilities."""
+    sums = np.cumsum(p, 1)
+    thresholds = random.random((len(p), 1)) * sums[:, -1:]
+    return (sums <= thresholds).sum(1)
+
+
+def _beam_search(
+    rows: Rows, choice: Choice, total: int, pad: int, ended: Callable[[Array], Array], random: np.random.Generator
+) -> tuple[Array, list[Array], Array]:
+    """Keep the num_beams likeliest beginnings of each prompt, and the best of those that ended by score / length ** penalty.
+
+    As transformers counts: a step looks at (1 + number of eos tokens, at least 2) continuations for each beam, so that enough
+    are left to go on with; only the best num_beams of them may count as ended.
+    """
+    n, prompt = choice.num_beams, rows.length
+    B = len(rows.ids) // n
+    width = max(2, 1 + len(choice.eos_token_ids)) * n
+    running = np.full((B, n), LEAST)
+    running[:, 0] = 0
+    finished: list[list[tuple[float, Array]]] = [[] for _ in range(B)]
+    over, kept = np.zeros(B, bool), []
+    while rows.length < total and not over.all():
+        scores = penalise(rows.ids[:, : rows.length], log_softmax(rows.scores()), choice, prompt)
+        if choice.do_sample:
+            scores = narrow(scores, choice)
+        kept.append(scores)
+        V = scores.shape[1]
+        summed = (scores.reshape(B, n, V) + running[:, :, None]).reshape(B, n * V)
+        keys = (
+            summed + random.gumbel(size=summed.shape) if choice.do_sample else summed
+        )  # the largest: a draw without replacement
+        top = np.argsort(-keys, 1, kind="stable")[:, :width]
+        log_p = np.take_along_axis(summed, top, 1)
+        parents, tokens = top // V + np.arange(B)[:, None] * n, top % V
+        candidates = np.concatenate([rows.ids[parents.ravel(), : rows.length], tokens.reshape(-1, 1)], 1)
+        stopped = ended(candidates).reshape(B, width) | (rows.length + 1 == total)
+
+        length = rows.length + 1 - prompt
+        for b in np.flatnonzero(~over):
+            full = choice.early_stopping is True and len(finished[b]) == n
+            for place in () if full else np.flatnonzero(stopped[b, :n]):
+                finished[b].append((log_p[b, place] / length**choice.length_penalty, candidates[b * width + place]))
+            finished[b] = sorted(finished[b], key=lambda entry: -entry[0])[:n]
+
+        alive = log_p + np.where(stopped, LEAST, 0)
+        best = np.argsort(-alive, 1, kind="stable")[:, :n]
+        running = np.take_along_axis(alive, best, 1)
+        rows.select(np.take_along_axis(parents, best, 1).ravel())
+        rows.append(np.take_along_axis(tokens, best, 1).ravel())
+
+        hoped = total - prompt if choice.early_stopping == "never" and choice.length_penalty > 0 else length
+        possible = running[:, 0] / hoped**choice.length_penalty
+        for row, entries in enumerate(finished):
+            if len(entries) == n:
+                over[row] |= choice.early_stopping is True or not possible[row] > entries[-1][0]
+
+    wanted = [entry for entries in finished for entry in entries[: choice.num_return_sequences]]
+    longest = max(len(sequence) for _, sequence in wanted)
+    sequences = np.full((len(wanted), longest), pad, np.int64)
+    for row, (_, sequence) in enumerate(wanted):
+        sequences[row, : len(sequence)] = sequence
+    return sequences, kept, np.array([score for score, _ in wanted])
