@@ -61,7 +61,7 @@ WRONG = [
     (DECODER, {"input_ids": IDS, "encoder_hidden_states": STATES}, "cross-attention", ValueError),
     (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES[:1]}, "batch", ValueError),
     (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES[:, :, :3]}, "24", ValueError),
-    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES, "encoder_attention_mask": np.ones(7)}, "encoder_attention_mask", ValueError),
+    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES, "encoder_attention_mask": np.ones(7)}, "encoder_att", ValueError),
     (DECODER, {"input_ids": IDS, "past_key_values": [(1, 2)]}, "layers", ValueError),
     (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((2, 3, 4)),) * 2] * 2}, "past_key_values", ValueError),
     (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((3, 3, 2, 8)),) * 2] * 2}, "batch", ValueError),

@@ -90,7 +90,7 @@ def publish(folder: Path, shard_size: int = 10**9) -> RobertaPreLayerNormForMask
 
 
 def load_there(endpoint: str, home: Path, name: str, offline: bool = False, **arguments: object) -> tuple[str, str]:
-    """Load in a fresh process, since huggingface_hub reads its environment when imported; returns what it printed, out and err."""
+    """Load in a fresh process, since huggingface_hub reads its environment when imported; returns its out and err."""
     script = (
         "import sys, warnings, tinyroberta\n"
         "try: model = tinyroberta.load(sys.argv[1], **eval(sys.argv[2]))\n"

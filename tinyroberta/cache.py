@@ -16,38 +16,37 @@ class LayerCache:
     Capacity doubles when it is full, so a token's share of the copying does not grow with the length.
     """
 
-    def __init__(self, keys: Array | None = None, values: Array | None = None) -> None:
+    def __init__(self, keys: Array, values: Array) -> None:
         self.keys, self.values = keys, values
-        self.length = 0 if keys is None else int(keys.shape[2])
+        self.length = int(keys.shape[2])
 
     def stored(self) -> tuple[Array, Array]:
         """The keys and values in use, (B, H, length, d), as views."""
-        if self.keys is None or self.values is None:
-            raise Error("this layer of the cache is empty")
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def extend(self, k: Array, v: Array, heads: int) -> tuple[Array, Array]:
-        """Append new tokens' keys and values, (B S, H d) packed; returns all in use, as `stored`."""
-        old = self.length
-        if self.keys is None:
-            raise Error("a cache must know its batch before it is extended")
-        B = self.keys.shape[0]
-        if self.keys.shape[1] == 0:
-            shape = (B, heads, 0, k.shape[1] // heads)
-            self.keys, self.values = np.empty_like(k, shape=shape), np.empty_like(v, shape=shape)
+        """Append new tokens' keys and values, (B S, H d) packed; returns all in use, as `stored`.
+
+        Raises Error where the cache was made by a model of other heads.
+        """
+        old, B, d = self.length, self.keys.shape[0], k.shape[1] // heads
+        if old == 0:
+            self.keys, self.values = (np.empty_like(x, shape=(B, heads, 0, d)) for x in (k, v))
+        elif (self.keys.shape[1], self.keys.shape[3]) != (heads, d):
+            held = f"{self.keys.shape[1]} heads of width {self.keys.shape[3]}"
+            raise Error(f"past_key_values hold {held}; this model has {heads} of width {d}")
         new = k.shape[0] // B
         self.length = old + new
         if self.length > self.keys.shape[2]:
             capacity = max(self.length, 2 * self.keys.shape[2], 16)
             self.keys, self.values = _grown(self.keys, old, capacity), _grown(self.values, old, capacity)
         for buffer, x in zip(self.stored(), (k, v), strict=True):
-            buffer[:, :, old : self.length] = x.reshape(B, new, heads, -1).transpose(0, 2, 1, 3)
+            buffer[:, :, old:] = x.reshape(B, new, heads, d).transpose(0, 2, 1, 3)
         return self.stored()
 
     def select(self, rows: Array) -> None:
         """Keep these rows of the batch, in this order, repeated where named twice."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+        self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 def _grown(x: Array, used: int, capacity: int) -> Array:
@@ -84,16 +83,14 @@ class Cache(Sequence[tuple[Array, ...]]):
                     )
                 cross = LayerCache(*arrays[2:]) if len(arrays) == 4 else cache._layers[index][1]
                 cache._layers[index] = (LayerCache(*arrays[:2]), cross)
-        held = cache.batch
-        if held != batch:
-            raise Error(f"past_key_values is for a batch of {held}, the input one of {batch}")
+        if cache.batch != batch:
+            raise Error(f"past_key_values is for a batch of {cache.batch}, the input one of {batch}")
         return cache
 
     @property
     def batch(self) -> int:
         """B."""
-        keys = self._layers[0][0].keys
-        return 0 if keys is None else int(keys.shape[0])
+        return int(self._layers[0][0].keys.shape[0])
 
     @property
     def length(self) -> int:
