@@ -101,7 +101,7 @@ LABELS = [
     ("ForCausalLM", {"labels": IDS[:1]}),
     ("ForCausalLM", {"logits_to_keep": -1}),
     ("ForCausalLM", {"logits_to_keep": np.array([9])}),
-    ("ForCausalLM", {"logits_to_keep": np.array([[True, False, False, False, False], [True, True, False, False, False]])}),
+    ("ForCausalLM", {"logits_to_keep": np.array([[True, False], [True, True]])}),
     ("ForTokenClassification", {"labels": IDS}),
     ("ForSequenceClassification", {"labels": np.array([0, 2])}),
     ("ForSequenceClassification", {"labels": np.array([0, 1, 1])}),

@@ -199,20 +199,18 @@ def check_vectors(x: Any, name: str, width: int, dtype: Any) -> Array:
     return array.astype(dtype, copy=False)
 
 
-def take_places(x: Array, places: Array) -> Array:  # (B, S, D) -> (B, K, D)
-    """The last k places of every row, given k; or these places, (K,); or of each row, (B, K); or where a mask (B, S) is true.
+def take_places(x: Array, places: Array) -> Array:  # (B, S, D) -> (B, K, D), or (K, D)
+    """The last k places of every row, given k; or these, (K,); or of each row, (B, K); or, flat, where a (B, S) mask is true.
 
     Mirrors logits_to_keep in transformers 5. Raises Error on anything else.
     """
     B, S = x.shape[:2]
     if places.ndim == 0 and places.dtype.kind in "iu" and places >= 0:
         return x[:, S - min(S, int(places)) :]
-    if places.dtype == bool and places.shape == (B, S) and len(set(places.sum(1).tolist())) == 1:
-        return x[places].reshape(B, -1, x.shape[2])
+    if places.dtype == bool and places.shape == (B, S):
+        return x[places]
     if places.dtype.kind in "iu" and (places.ndim == 1 or (places.ndim == 2 and len(places) == B)):
         if places.size and not -S <= places.min() <= places.max() < S:
             raise RangeError(f"logits_to_keep names places {places.min()} to {places.max()} of {S}")
         return x[:, places] if places.ndim == 1 else x[np.arange(B)[:, None], places]
-    raise Error(
-        f"logits_to_keep must be a count, places (K,) or ({B}, K), or a mask {(B, S)} that keeps as many places in every row"
-    )
+    raise Error(f"logits_to_keep must be a count, places (K,) or ({B}, K), or a mask {(B, S)} of booleans")

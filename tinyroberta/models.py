@@ -396,16 +396,16 @@ class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
     def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
         return names.lm_head_shapes(config)
 
-    def _logits(self, encoding: Encoding, logits_to_keep: Any) -> Array:  # -> (B, S or K, V)
+    def _logits(self, encoding: Encoding, logits_to_keep: Any) -> Array:  # -> (B, S, V), or the places kept
         rows, last = encoding.rows, encoding.encoded.last
         keep = np.asarray(logits_to_keep)
         everything = keep.ndim == 0 and not keep
         if not everything:
             kept = take_places(rows.unpack(last), keep)
-            last = kept.reshape(-1, kept.shape[2])
+            last = kept.reshape(-1, kept.shape[-1])
         with self.ops.running(self.settings):
             scores = forward.lm_head(self.ops, last, self.config.layer_norm_eps, **self.weights["lm_head"])
-        return rows.unpack(scores) if everything else scores.reshape(*kept.shape[:2], -1)
+        return rows.unpack(scores) if everything else scores.reshape(*kept.shape[:-1], -1)
 
 
 class RobertaPreLayerNormForCausalLM(_LanguageModel):
@@ -429,7 +429,8 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
     ) -> CausalLMOutputWithCrossAttentions:
         """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForCausalLM.forward.
 
-        logits_to_keep: the last k places, or these places (K,), or these of each row (B, K); 0 for all.
+        logits_to_keep: the last k places, or these places (K,), or these of each row (B, K), or, as (K, V), where a (B, S) mask of
+        booleans is true; 0 for all.
         """
         encoding = self._encode(
             input_ids,

@@ -35,19 +35,18 @@ def fill_mask(
     if mask_id is None:
         raise Error(f"the tokenizer has no {MASK}")
     ids, attention_mask = encode(tokenizer, texts, model.config)
-    places = [np.flatnonzero(row == mask_id) for row in ids]
-    if any(len(found) != text.count(MASK) for found, text in zip(places, texts, strict=True)):
+    places = ids == mask_id
+    counts = places.sum(1)
+    if any(count != text.count(MASK) for count, text in zip(counts, texts, strict=True)):
         raise Error(f"the tokenizer does not read {MASK} as its mask")
-    most = max(map(len, places))
-    kept = np.stack([np.pad(found, (0, most - len(found)), "edge") for found in places])
-    logits = model(ids, attention_mask=attention_mask, logits_to_keep=kept).logits
+    logits = np.asarray(model(ids, attention_mask=attention_mask, logits_to_keep=places).logits)
     return [
         [
             Candidate(number, token, probability, _filled(text, number, token))
-            for number in range(len(found))
-            for token, probability in _likeliest(tokenizer, row[number], top_k)
+            for number, scores in enumerate(rows)
+            for token, probability in _likeliest(tokenizer, scores, top_k)
         ]
-        for text, found, row in zip(texts, places, np.asarray(logits), strict=True)
+        for text, rows in zip(texts, np.split(logits, np.cumsum(counts)[:-1]), strict=True)
     ]
 
 
