@@ -46,10 +46,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         def answer(self, body: bool) -> None:
             path = self.path.split("?")[0].replace("%2F", "/").strip("/")
             if path.startswith("api/models/"):
-                repository = root / path.removeprefix("api/models/").removesuffix("/refs")
-                pulls = [{"name": "x", "ref": f"refs/pr/{p.name}", "targetCommit": COMMIT} for p in repository.glob("refs/pr/*")]
-                content = {"branches": [], "converts": [], "tags": [], "pullRequests": pulls}
-                return self.send(200, json.dumps(content).encode(), body)
+                return self.describe(path.removeprefix("api/models/"))
             repository, _, rest = path.partition("/resolve/")
             if not (root / repository).is_dir():
                 return self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
@@ -62,6 +59,21 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             content = file.read_bytes()
             etag = f'"{revision.replace("/", "-")}-{name}"'
             return self.send(200, content, body, {"ETag": etag, "X-Repo-Commit": commit})
+
+        def describe(self, path: str) -> None:
+            name, _, revision = path.partition("/revision/")
+            repository = root / name.removesuffix("/refs")
+            if not repository.is_dir():
+                return self.send(404, b"", True, {"X-Error-Code": "RepoNotFound"})
+            if name.endswith("/refs"):
+                pulls = [{"name": "x", "ref": f"refs/pr/{p.name}", "targetCommit": COMMIT} for p in repository.glob("refs/pr/*")]
+                content = {"branches": [], "converts": [], "tags": [], "pullRequests": pulls}
+                return self.send(200, json.dumps(content).encode(), True)
+            folder = repository / (revision or "main")
+            if not folder.is_dir():
+                return self.send(404, b"", True, {"X-Error-Code": "RevisionNotFound"})
+            files = [{"rfilename": file.name} for file in folder.iterdir()]
+            return self.send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode(), True)
 
         def send(self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
@@ -129,6 +141,9 @@ def test_a_repository_then_offline(hub: tuple[str, Path], tmp_path: Path, shard_
     other = load_there("http://127.0.0.1:9", tmp_path, "org/other", offline=True)[0]
     assert other.startswith("Error: org/other")
     assert "HF_HUB_OFFLINE" in other
+    unreachable = "http://127.0.0.1:9"
+    assert load_there(unreachable, tmp_path, "org/name")[0] == answer
+    assert load_there(unreachable, tmp_path, "org/other")[0].startswith("Error: org/other")
 
 
 def test_a_pull_request_holds_the_safetensors(hub: tuple[str, Path], tmp_path: Path) -> None:

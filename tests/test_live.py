@@ -297,7 +297,7 @@ def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], p
 
 
 @settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -429,8 +429,8 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
     ) -> CausalLMOutputWithCrossAttentions:
         """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForCausalLM.forward.
 
-        logits_to_keep: the last k places, or these places (K,), or these of each row (B, K), or, as (K, V), where a (B, S) mask of
-        booleans is true; 0 for all.
+        logits_to_keep: the last k places, these places (K,), these of each row (B, K), or those where a (B, S) mask of booleans is
+        true, which gives (K, V); 0 for all.
         """
         encoding = self._encode(
             input_ids,

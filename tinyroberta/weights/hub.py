@@ -10,6 +10,7 @@ from .safetensors import shard_names
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+FILES = ("config.json", *WEIGHTS, *TEXT)
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
@@ -36,71 +37,67 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
 
 
 def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    unreachable = False
+    reached = True
 
-    def file(filename: str, at: str | None) -> Path | None:
-        nonlocal unreachable
-        try:
-            return Path(hub.hf_hub_download(name, filename, revision=at))
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-            unreachable = True
-        except EntryNotFoundError:
-            pass
-        return None
+    def listed(at: str | None) -> set[str]:
+        """The files of a revision, by one request; where the Hub cannot be reached, those of ours that the cache holds."""
+        nonlocal reached
+        if reached:
+            try:
+                return {file.rfilename for file in hub.HfApi().model_info(name, revision=at).siblings or []}
+            except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+                raise
+            except Exception:  # offline, or whatever the HTTP library of this version raises
+                reached = False
+        cached = {file for file in FILES if isinstance(hub.try_to_load_from_cache(name, file, revision=at), str)}
+        return cached | (set(shard_names(file(WEIGHTS[1], at))) if WEIGHTS[1] in cached else set())
 
-    def has_weights(at: str | None) -> bool:
-        return any(file(filename, at) is not None for filename in WEIGHTS)
+    def file(filename: str, at: str | None) -> Path:
+        return Path(hub.hf_hub_download(name, filename, revision=at, local_files_only=not reached))
 
     def pull_requests() -> list[str]:
-        try:
-            pulls = hub.HfApi().list_repo_refs(name, include_pull_requests=True).pull_requests or []
-            references = [pull.ref for pull in pulls]
-        except (OfflineModeIsEnabled, OSError):
+        if reached:
+            references = [pull.ref for pull in hub.HfApi().list_repo_refs(name, include_pull_requests=True).pull_requests or []]
+        else:
             cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs"
-            references = [str(path.relative_to(cache)) for path in cache.glob("refs/pr/*")]
+            references = [path.relative_to(cache).as_posix() for path in cache.glob("refs/pr/*")]
         numbered = [reference for reference in references if re.fullmatch(r"refs/pr/\d+", reference)]
         return sorted(numbered, key=lambda reference: int(reference.rsplit("/", 1)[1]), reverse=True)
 
-    def missing(what: str, at: str | None) -> Error:
-        if unreachable:
+    def missing(what: str) -> Error:
+        if not reached:
             return Error(f"{name}: {what} is not in the local cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set")
-        return Error(f"{name} holds no {what} at revision {at or 'main'}")
+        return Error(f"{name} holds no {what} at revision {revision or 'main'}")
 
     try:
-        if weights and revision is None and not has_weights(None):
-            revision = next((reference for reference in pull_requests() if has_weights(reference)), None)
-            if revision is None:
-                raise missing("model.safetensors", None)
-            warnings.warn(f"{name} has no safetensors on main; taking them from {revision}", stacklevel=4)
-        config = file("config.json", revision)
-        if config is None:
-            raise missing("config.json", revision)
+        held = listed(revision)
+        if weights and revision is None and not held.intersection(WEIGHTS):
+            for reference in pull_requests():
+                if (there := listed(reference)).intersection(WEIGHTS):
+                    warnings.warn(f"{name} has no safetensors on main; taking them from {reference}", stacklevel=4)
+                    revision, held = reference, there
+                    break
+        if "config.json" not in held:
+            raise missing("config.json")
+        folder = file("config.json", revision).parent
         if weights:
-            if file(WEIGHTS[0], revision) is None:
-                index = file(WEIGHTS[1], revision)
-                if index is None:
-                    raise missing("model.safetensors", revision)
-                for shard in shard_names(index):
-                    if file(shard, revision) is None:
-                        raise missing(shard, revision)
-            for filename in TEXT:
+            if not held.intersection(WEIGHTS):
+                raise missing("model.safetensors")
+            wanted = [WEIGHTS[0]] if WEIGHTS[0] in held else [WEIGHTS[1], *shard_names(file(WEIGHTS[1], revision))]
+            if absent := [filename for filename in wanted if filename not in held]:
+                raise missing(", ".join(absent))
+            for filename in (*wanted, *(filename for filename in TEXT if filename in held)):
                 file(filename, revision)
-        return config.parent
+        return folder
+    except Error:
+        raise
     except GatedRepoError as error:
         raise Error(f"{name} is gated: accept its terms on the Hub, then log in with `hf auth login`") from error
     except RevisionNotFoundError as error:
         raise Error(f"{name} has no revision {revision}") from error
     except RepositoryNotFoundError as error:
         raise Error(f"there is no folder {name} and no such repository on the Hub, or it is private: check the name") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # what the HTTP library of this version raises
         raise Error(f"cannot download {name}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
