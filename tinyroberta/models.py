@@ -429,7 +429,7 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
     ) -> CausalLMOutputWithCrossAttentions:
         """ids (B, S) -> logits (B, S, V), loss with labels (B, S); mirrors RobertaPreLayerNormForCausalLM.forward.
 
-        logits_to_keep: the last k places, these places (K,), these of each row (B, K), or those where a (B, S) mask of booleans is
+        logits_to_keep: the last k places, places (K,), places of each row (B, K), or those where a (B, S) mask of booleans is
         true, which gives (K, V); 0 for all.
         """
         encoding = self._encode(
