@@ -21,10 +21,10 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
     folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
     """
     path = Path(path_or_repo).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
         return path
     if path.exists():
-        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors")
+        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
     name = str(path_or_repo)
     if name.startswith((".", "~", "/")) or name.count("/") != 1 or not REPOSITORY.fullmatch(name):
         raise Error(f"there is no folder {name}, and it is not the name of a Hub repository (organisation/name)")

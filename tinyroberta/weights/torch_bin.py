@@ -407,7 +407,7 @@ class Machine:
             kind = DTYPES.get(rest[2].text, "")
         if not isinstance(storage, Storage) or not kind or not _are_counts(shape) or not _are_counts(strides):
             raise Error(f"{self.path} has a tensor that is not made of a storage, an offset, sizes and strides")
-        if not _are_counts((offset,)) or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+        if not _are_counts((offset,)) or len(shape) != len(strides):
             raise Error(f"{self.path} has a tensor of offset {_short(offset)}, {len(shape)} sizes and {len(strides)} strides")
         last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         room = _bytes(storage) // STORAGES[kind].itemsize
@@ -539,7 +539,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 def _set_items(target: Any, items: list[Any]) -> None:
     """Entries whose key is not a string are left out: a checkpoint's names are strings."""
-    if isinstance(target, dict):
+    if isinstance(target, dict) and len(items) % 2 == 0:
         target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) is str)
     elif not isinstance(target, Record):
         raise IndexError
@@ -550,7 +550,7 @@ def _is_size(x: Any) -> bool:
 
 
 def _are_counts(x: Any) -> bool:
-    return isinstance(x, tuple) and all(type(n) is int and 0 <= n < 2**62 for n in x)
+    return isinstance(x, tuple) and len(x) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n < 2**62 for n in x)
 
 
 def _product(shape: tuple[int, ...]) -> int:
