@@ -421,7 +421,7 @@ class Machine:
         match identity:
             case ("storage", Name(kind), str(key), str(), int(count), *view) if kind in STORAGES and view in ([], [None]):
                 storage = Storage(key, kind, count)
-                if count >= 0 and self.storages.setdefault(key, storage) == storage:
+                if 0 <= count < 2**62 and self.storages.setdefault(key, storage) == storage:
                     return storage
         raise Error(f"{self.path} has a persistent id that is not a storage: kind, key, place and size, the same each time")
 
