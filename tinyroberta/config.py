@@ -272,9 +272,14 @@ CONFIGS: dict[str, type[RobertaPreLayerNormConfig]] = {
 
 def config_of(path_or_repo: str | Path, revision: str | None = None) -> RobertaPreLayerNormConfig:
     """The configuration of a checkpoint, of the class that its model_type says; raises Error as from_pretrained."""
-    content = read_config(checkpoint_folder(path_or_repo, revision, weights=False))
+    path = checkpoint_folder(path_or_repo, revision, weights=False)
+    content = read_config(path)
     model_type = content.get("model_type")
-    return CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig).from_dict(content)
+    cls = CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig)
+    try:
+        return cls.from_dict(content)
+    except Error as error:
+        raise Error(f"{path}: {error}") from error
 
 
 ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use_cache", "classifier_dropout"} | {

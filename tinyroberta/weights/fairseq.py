@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import Error
 from .safetensors import Array
-from .torch_bin import Arrays, Record, named_arrays, read_torch, state_dict
+from .torch_bin import Arrays, Record, named_arrays, read_torch, short, state_dict
 
 CHOSEN = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")  # of a folder that holds several
 EPS = 1e-5
@@ -68,16 +68,17 @@ def read_fairseq(path: Path) -> tuple[dict[str, Any], Arrays]:
     file = read_torch(path)
     content = file.content if isinstance(file.content, dict) else {}
     stored = named_arrays(file, state_dict(content.get("model")))
+    stored = {name: array for name, array in stored.items() if array.ndim}
     if not any("sentence_encoder.embed_tokens." in name for name in stored):
         raise Error(f"{path} is not a RoBERTa checkpoint of fairseq: it has no model with sentence_encoder.embed_tokens")
     arguments = _arguments(content)
     for name, needed in FIXED.items():
         if arguments.get(name, needed) != needed:
-            raise Error(f"{path} was trained with {name} {str(arguments[name])[:40]}; RoBERTa's classes have {needed}")
+            raise Error(f"{path} was trained with {name} {short(arguments[name])}; RoBERTa's classes have {needed}")
     arrays = _renamed(stored, str(path))
     model_type = _model_type(arrays, str(path))
     if "embeddings.token_type_embeddings.weight" not in arrays:  # fairseq's RoBERTa has none
-        width = arrays["embeddings.word_embeddings.weight"].shape[-1]
+        width = next(array.shape[-1] for name, array in stored.items() if "sentence_encoder.embed_tokens." in name)
         arrays["embeddings.token_type_embeddings.weight"] = np.zeros((1, width), np.float32)
     return _config(arrays, arguments, model_type, str(path)), Arrays(arrays)
 

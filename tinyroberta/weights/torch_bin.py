@@ -183,14 +183,14 @@ def named_arrays(file: TorchFile, tensors: Mapping[str, Tensor]) -> dict[str, Ar
         size = STORAGES[tensor.kind].itemsize
         held[storage] = held.get(storage, 0) + size * _product(tensor.shape)
         if held[storage] > 2 * _bytes(storage):
-            raise Error(f"{file.path}: {_short(name)} and others before it hold their storage more than twice over")
+            raise Error(f"{file.path}: {short(name)} and others before it hold their storage more than twice over")
         if tensor not in arrays:
             start = file.starts[storage.key] + size * tensor.offset
             strides = [size * step for step in tensor.strides]
             try:
                 arrays[tensor] = np.ndarray(tensor.shape, STORAGES[tensor.kind], file.mapped, start, strides)
             except (ValueError, OverflowError) as error:
-                raise Error(f"{file.path}: {_short(name)} has sizes that no array has") from error
+                raise Error(f"{file.path}: {short(name)} has sizes that no array has") from error
     return {name: arrays[tensor] for name, tensor in tensors.items()}
 
 
@@ -228,7 +228,7 @@ def _read_zip(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, int]]:
     for storage in machine.storages.values():
         start, size = entries.get(f"{root}data/{storage.key}", (0, -1))
         if size != _bytes(storage):
-            raise Error(f"{path}: storage {_short(storage.key)} has {_bytes(storage)} bytes, the file holds {max(size, 0)} of it")
+            raise Error(f"{path}: storage {short(storage.key)} has {_bytes(storage)} bytes, the file holds {max(size, 0)} of it")
         starts[storage.key] = start
     return content, starts
 
@@ -254,14 +254,14 @@ def _read_legacy(mapped: mmap.mmap, path: Path) -> tuple[Any, dict[str, int]]:
     for key in keys:
         storage = machine.storages.get(key)
         if storage is None or key in starts:
-            raise Error(f"{path} lists the storage {_short(key)}, which no tensor uses or which is listed before")
+            raise Error(f"{path} lists the storage {short(key)}, which no tensor uses or which is listed before")
         count = int.from_bytes(mapped[position : position + 8], "little")
         if count != storage.numel or position + 8 + _bytes(storage) > len(mapped):
-            raise Error(f"{path}: storage {_short(key)} has {storage.numel} elements; the file says {count} or is cut off")
+            raise Error(f"{path}: storage {short(key)} has {storage.numel} elements; the file says {count} or is cut off")
         starts[key] = position + 8
         position += 8 + _bytes(storage)
     if lacking := [key for key in machine.storages if key not in starts]:
-        raise Error(f"{path} does not hold the storage {_short(lacking[0])}")
+        raise Error(f"{path} does not hold the storage {short(lacking[0])}")
     return content, starts
 
 
@@ -288,9 +288,9 @@ def zip_entries(mapped: mmap.mmap, path: Path) -> dict[str, tuple[int, int]]:
             size, packed, header = _zip64([size, packed, header], extra)
             position += 46 + names + extras + comments
             if method or flags & 1 or packed != size:
-                raise Error(f"{path}: entry {_short(name)} is compressed or encrypted; torch stores entries as they are")
+                raise Error(f"{path}: entry {short(name)} is compressed or encrypted; torch stores entries as they are")
             if name in entries:
-                raise Error(f"{path} holds two entries {_short(name)}")
+                raise Error(f"{path} holds two entries {short(name)}")
             local, local_names, local_extras = struct.unpack_from("<4s22xHH", mapped, header)
             start = header + 30 + local_names + local_extras
             if local != b"PK\x03\x04" or mapped[header + 30 : header + 30 + local_names] != name.encode():
@@ -380,7 +380,7 @@ class Machine:
         text = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if text in ADMITTED or (text.startswith(INERT_PACKAGES) and len(text) <= LONGEST_NAME):
             return Name(text)
-        raise Error(f"{self.path} names {_short(text)}, which no checkpoint needs; it is refused and nothing has run")
+        raise Error(f"{self.path} names {short(text)}, which no checkpoint needs; it is refused and nothing has run")
 
     def _call(self, function: Any, args: Any) -> Any:
         """What the file would have called, made as data."""
@@ -408,7 +408,7 @@ class Machine:
         if not isinstance(storage, Storage) or not kind or not _are_counts(shape) or not _are_counts(strides):
             raise Error(f"{self.path} has a tensor that is not made of a storage, an offset, sizes and strides")
         if not _are_counts((offset,)) or len(shape) != len(strides):
-            raise Error(f"{self.path} has a tensor of offset {_short(offset)}, {len(shape)} sizes and {len(strides)} strides")
+            raise Error(f"{self.path} has a tensor of offset {short(offset)}, {len(shape)} sizes and {len(strides)} strides")
         last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         room = _bytes(storage) // STORAGES[kind].itemsize
         count = _product(shape)
@@ -564,7 +564,7 @@ def _bytes(storage: Storage) -> int:
     return storage.numel * STORAGES[storage.kind].itemsize
 
 
-def _short(x: Any) -> str:
+def short(x: Any) -> str:
     """A value from a file, as short as a sentence can take."""
     text = x if isinstance(x, str) else str(x) if isinstance(x, int) and abs(x) < 2**80 else type(x).__name__
     return ascii(text[:80])
