@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
+from .checkpoint import FORMATS, Format
 from .safetensors import shard_names
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SAFETENSORS, *OTHERS = (form for form in FORMATS if "*" not in form.files[0])
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
@@ -16,9 +17,9 @@ REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
 
-    HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where the asked-for revision holds no safetensors and none was
-    named, the pull request that holds them (refs/pr/N) is looked for, named in a warning and taken. Raises Error where the
-    folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
+    HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where main holds no safetensors and no revision was named, the
+    pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. Raises Error
+    where the folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
     """
     path = Path(path_or_repo).expanduser()
     if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
@@ -58,8 +59,8 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
             pass
         return None
 
-    def has_weights(at: str | None) -> bool:
-        return any(file(filename, at) is not None for filename in WEIGHTS)
+    def holds(form: Format, at: str | None) -> bool:
+        return any(file(filename, at) is not None for filename in form.files)
 
     def pull_requests() -> list[str]:
         try:
@@ -77,19 +78,25 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
         return Error(f"{name} holds no {what} at revision {at or 'main'}")
 
     try:
-        if weights and revision is None and not has_weights(None):
-            revision = next((reference for reference in pull_requests() if has_weights(reference)), None)
-            if revision is None:
-                raise missing("model.safetensors", None)
-            warnings.warn(f"{name} has no safetensors on main; taking them from {revision}", stacklevel=4)
+        form = SAFETENSORS
+        if weights and not holds(form, revision):
+            pulls = pull_requests() if revision is None else []
+            pull = next((reference for reference in pulls if holds(form, reference)), None)
+            if pull is not None:
+                warnings.warn(f"{name} has no safetensors on main; taking them from {pull}", stacklevel=4)
+                revision = pull
+            elif (other := next((other for other in OTHERS if holds(other, revision)), None)) is not None:
+                form = other
+            else:
+                raise missing("model.safetensors", revision)
         config = file("config.json", revision)
         if config is None:
             raise missing("config.json", revision)
         if weights:
-            if file(WEIGHTS[0], revision) is None:
-                index = file(WEIGHTS[1], revision)
+            if file(form.files[0], revision) is None:
+                index = file(form.files[1], revision)
                 if index is None:
-                    raise missing("model.safetensors", revision)
+                    raise missing(form.files[0], revision)
                 for shard in shard_names(index):
                     if file(shard, revision) is None:
                         raise missing(shard, revision)
