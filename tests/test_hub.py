@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,6 +159,19 @@ def test_a_pull_request_holds_the_safetensors(hub: tuple[str, Path], tmp_path: P
     assert "refs/pr/2" in err
     assert load_there(endpoint, tmp_path, "org/name", revision="refs/pr/2")[0] == out
     assert load_there("http://127.0.0.1:9", tmp_path, "org/name", offline=True)[0] == out
+
+
+@pytest.mark.parametrize("folder", ["model", "model_sharded"])
+def test_a_repository_without_safetensors(hub: tuple[str, Path], tmp_path: Path, folder: str) -> None:
+    endpoint, root = hub
+    files = Path(__file__).parent / "torch_files" / folder
+    shutil.copytree(files, root / "org" / "name" / "main")
+    answer = expected(tinyroberta.load(files))
+    assert load_there(endpoint, tmp_path, "org/name")[0] == answer
+    assert load_there("http://127.0.0.1:9", tmp_path, "org/name", offline=True)[0] == answer
+    if folder == "model_sharded":
+        (root / "org" / "name" / "main" / "pytorch_model-00002-of-00003.bin").unlink()
+        assert "holds no pytorch_model-00002-of-00003.bin" in load_there(endpoint, tmp_path / "other", "org/name")[0]
 
 
 def test_what_a_hub_does_not_have(hub: tuple[str, Path], tmp_path: Path) -> None:

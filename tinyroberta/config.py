@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from .errors import Error
-from .weights.files import read_json, write_json
+from .weights.checkpoint import read_config
+from .weights.files import write_json
 from .weights.hub import checkpoint_folder
 
 ACTIVATIONS = (
@@ -197,7 +198,7 @@ class RobertaPreLayerNormConfig:
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> Self:
         """The configuration of a checkpoint folder or Hub repository; raises Error where there is none."""
-        return cls.from_dict(read_json(checkpoint_folder(path_or_repo, revision, weights=False) / "config.json"))
+        return cls.from_dict(read_config(checkpoint_folder(path_or_repo, revision, weights=False)))
 
     def to_dict(self) -> dict[str, Any]:
         """The object to write as config.json: the model's fields, everything that differs from its default, and `extra`."""
@@ -223,6 +224,62 @@ class RobertaPreLayerNormConfig:
         if callable(self.hidden_act):
             raise Error("config: hidden_act is a function, which config.json cannot hold; name a known activation to save")
         write_json(Path(folder) / "config.json", self.to_dict())
+
+
+@dataclass(frozen=True)
+class RobertaConfig(RobertaPreLayerNormConfig):
+    """What a RoBERTa model is; mirrors transformers' RobertaConfig."""
+
+    model_type: str = "roberta"
+
+
+@dataclass(frozen=True)
+class XLMRobertaConfig(RobertaPreLayerNormConfig):
+    """What an XLM-RoBERTa model is; mirrors transformers' XLMRobertaConfig."""
+
+    vocab_size: int = 30522
+    model_type: str = "xlm-roberta"
+
+
+@dataclass(frozen=True)
+class CamembertConfig(RobertaPreLayerNormConfig):
+    """What a CamemBERT model is; mirrors transformers' CamembertConfig."""
+
+    vocab_size: int = 30522
+    model_type: str = "camembert"
+
+
+@dataclass(frozen=True)
+class XLMRobertaXLConfig(RobertaPreLayerNormConfig):
+    """What an XLM-RoBERTa-XL model is; mirrors transformers' XLMRobertaXLConfig."""
+
+    vocab_size: int = 250880
+    hidden_size: int = 2560
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    intermediate_size: int = 10240
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    model_type: str = "xlm-roberta-xl"
+
+
+CONFIGS: dict[str, type[RobertaPreLayerNormConfig]] = {
+    config.model_type: config
+    for config in (RobertaPreLayerNormConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig, XLMRobertaXLConfig)
+}
+
+
+def config_of(path_or_repo: str | Path, revision: str | None = None) -> RobertaPreLayerNormConfig:
+    """The configuration of a checkpoint, of the class that its model_type says; raises Error as from_pretrained."""
+    path = checkpoint_folder(path_or_repo, revision, weights=False)
+    content = read_config(path)
+    model_type = content.get("model_type")
+    cls = CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig)
+    try:
+        return cls.from_dict(content)
+    except Error as error:
+        raise Error(f"{path}: {error}") from error
 
 
 ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use_cache", "classifier_dropout"} | {

@@ -1,4 +1,4 @@
-"""The forward pass of RoBERTa-PreLayerNorm, from ids to logits. Read top to bottom.
+"""The forward pass of RoBERTa-PreLayerNorm and its family, from ids to logits. Read top to bottom.
 
 Shapes: B sequences of S tokens; T tokens packed, all sequences one after another; D the model's width, H heads of width
 d, V words. `ops` is a backend: its module says what linear, layer_norm and attention compute. The weights keep the names of the
@@ -10,11 +10,12 @@ change from layer to layer.
                       x = x + feed_forward(norm(x))      each token thinks for itself
     x = norm(x)                                          then a head: words, labels, spans
 
-Pre-norm (Xiong et al. 2020): the norm stands before each sublayer and never on the path that carries x through.
+Pre-norm (Xiong et al. 2020): the norm stands before each sublayer and never on the path that carries x through. Plain RoBERTa
+is post-norm: x = norm(x + attention(x)), and no norm at the end. That is all that tells them apart: `pre_norm`, `post_norm`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ from .backends import Activation, Array, Backend, Sequences
 from .cache import Cache, LayerCache
 
 Weights = dict[str, Any]
+Sublayered = tuple[Array, list[Array] | None]  # x with what was added to it, attention's probabilities
+Sublayer = Callable[..., Sublayered]  # of what it reads and of x, which it adds to
 
 
 class Call(NamedTuple):
@@ -35,6 +38,7 @@ class Call(NamedTuple):
     sequences: Sequences  # whose queries read which keys
     bias: Array | None = None  # added to the scores: masks that packing cannot say, (B, 1 or H, 1 or Sq, Sk)
     head_mask: Sequence[Array] | None = None  # one a layer, (1 or B, H, 1 or Sq, 1 or Sk)
+    pre_norm: bool = True  # where the norm stands; False: post_norm
     probs: bool = False  # keep the attention probabilities
     states: bool = False  # keep the hidden states
     chunk: int = 0  # rows that the feed-forward takes at a time, 0 for all
@@ -55,19 +59,35 @@ class Encoded(NamedTuple):
 
 def embed(
     ops: Backend, ids: Array, positions: Array | None, token_types: Array, eps: float,
-    *, word_embeddings: Weights, position_embeddings: Weights, token_type_embeddings: Weights, LayerNorm: Weights,
+    *, word_embeddings: Weights, position_embeddings: Weights, token_type_embeddings: Weights, LayerNorm: Weights | None = None,
 ) -> Array:  # (T,) x3 -> (T, D)  # fmt: skip
-    """What the word is, where it stands and which segment it is in, summed; then the one norm outside the layers."""
+    """What the word is, where it stands and which segment it is in, summed; then a norm (XLM-RoBERTa-XL has none here)."""
     tables = (word_embeddings["weight"], position_embeddings["weight"], token_type_embeddings["weight"])
-    return ops.layer_norm(ops.embed(ids, positions, token_types, *tables), **LayerNorm, eps=eps)
+    x = ops.embed(ids, positions, token_types, *tables)
+    return x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=eps)
+
+
+def pre_norm(
+    sublayer: Sublayer, ops: Backend, x: Array, call: Call, *state: Any, LayerNorm: Weights, **weights: Weights
+) -> Sublayered:  # (T, D) -> (T, D)
+    """x + sublayer(norm(x)): the norm feeds the sublayer, x passes by it untouched."""
+    h = ops.layer_norm(x, **LayerNorm, eps=call.eps)
+    return sublayer(ops, h, x, call, *state, **weights)
+
+
+def post_norm(
+    sublayer: Sublayer, ops: Backend, x: Array, call: Call, *state: Any, output: Weights, **weights: Weights
+) -> Sublayered:  # (T, D) -> (T, D)
+    """norm(x + sublayer(x)): the sum itself is normed, in every layer again (Vaswani et al. 2017)."""
+    x, probabilities = sublayer(ops, x, x, call, *state, output=output, **weights)
+    return ops.layer_norm(x, **output["LayerNorm"], eps=call.eps), probabilities
 
 
 def self_attention(
-    ops: Backend, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
-    *, LayerNorm: Weights, self: Weights, output: Weights,
-) -> tuple[Array, list[Array] | None]:  # (T, D) -> (T, D)  # fmt: skip
+    ops: Backend, h: Array, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
+    *, self: Weights, output: Weights,
+) -> Sublayered:  # (T, D) x2 -> (T, D)  # fmt: skip
     """Every token asks (q), is asked (k) and answers (v); the answers, weighed by how well q meets k, are added to x."""
-    h = ops.layer_norm(x, **LayerNorm, eps=call.eps)
     q, k, v = thirds(ops.linear(h, **self["qkv"]))
     heads = q.shape[-1] // call.head_size
     if past is not None:
@@ -81,12 +101,12 @@ def self_attention(
 
 
 def cross_attention(
-    ops: Backend, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
-    *, LayerNorm: Weights, self: Weights, output: Weights,
-) -> tuple[Array, list[Array] | None]:  # (T, D), (Te, D) -> (T, D)  # fmt: skip
+    ops: Backend, h: Array, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
+    *, self: Weights, output: Weights,
+) -> Sublayered:  # (T, D) x2, (Te, D) -> (T, D)  # fmt: skip
     """The same, but the keys and values come from another model's output, which is not normed here."""
     assert call.source_sequences is not None
-    q = ops.linear(ops.layer_norm(x, **LayerNorm, eps=call.eps), **self["query"])
+    q = ops.linear(h, **self["query"])
     heads = q.shape[-1] // call.head_size
     if past is not None and past.length:
         k, v = past.stored()
@@ -99,34 +119,36 @@ def cross_attention(
 
 
 def feed_forward(
-    ops: Backend, x: Array, call: Call, *, intermediate: Weights, output: Weights
-) -> Array:  # (T, D) -> (T, I) -> (T, D)
+    ops: Backend, h: Array, x: Array, call: Call, *, dense: Weights, output: Weights
+) -> Sublayered:  # (T, D) x2 -> (T, I) -> (T, D)
     """Each token for itself: wider, bent by the activation, back, added to x."""
     if 0 < call.chunk < len(x):
-        chunks = [x[start : start + call.chunk] for start in range(0, len(x), call.chunk)]
-        return np.concatenate([feed_forward(ops, rows, call, intermediate=intermediate, output=output) for rows in chunks])
-    h = ops.layer_norm(x, **intermediate["LayerNorm"], eps=call.eps)
-    h = ops.linear(h, **intermediate["dense"], activation=call.hidden_act)
-    return ops.linear(h, **output["dense"], residual=x)
+        chunks = [slice(start, start + call.chunk) for start in range(0, len(x), call.chunk)]
+        return np.concatenate([feed_forward(ops, h[c], x[c], call, dense=dense, output=output)[0] for c in chunks]), None
+    h = ops.linear(h, **dense, activation=call.hidden_act)
+    return ops.linear(h, **output["dense"], residual=x), None
 
 
-def encode(ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights) -> Encoded:  # (T, D) -> (T, D)
-    """All layers, then the final norm: without it x would grow with depth and no head could read it."""
+def encode(
+    ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights | None
+) -> Encoded:  # (T, D) -> (T, D)
+    """All layers, then in a pre-norm model the final norm: without it x would grow with depth and no head could read it."""
+    place = pre_norm if call.pre_norm else post_norm
     kept = Encoded(x, [x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
         head_mask = None if call.head_mask is None else call.head_mask[index]
         past, cross_past = (None, None) if call.cache is None else call.cache.layer(index)
-        x, probabilities = self_attention(ops, x, call, past, head_mask, **weights["attention"])
+        x, probabilities = place(self_attention, ops, x, call, past, head_mask, **weights["attention"])
         if probabilities is not None:
             kept.attentions.append(probabilities)
         if "crossattention" in weights and call.source is not None:
-            x, probabilities = cross_attention(ops, x, call, cross_past, head_mask, **weights["crossattention"])
+            x, probabilities = place(cross_attention, ops, x, call, cross_past, head_mask, **weights["crossattention"])
             if probabilities is not None:
                 kept.cross_attentions.append(probabilities)
-        x = feed_forward(ops, x, call, intermediate=weights["intermediate"], output=weights["output"])
+        x, _ = place(feed_forward, ops, x, call, **weights["intermediate"], output=weights["output"])
         if call.states:
             kept.hidden_states.append(x)
-    return kept._replace(last=ops.layer_norm(x, **LayerNorm, eps=call.eps))
+    return kept._replace(last=x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=call.eps))
 
 
 # The heads: each reads rows of the encoder's output.

@@ -1,6 +1,7 @@
-"""The seven classes: Hugging Face's names, arguments and outputs around one forward pass."""
+"""The seven classes: Hugging Face's names, arguments and outputs around one forward pass; family.py names its kin."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from . import forward, generation, losses, surgery
 from .backends import DTYPES, PRECISIONS, Array, Backend, Settings, load_backend
 from .cache import Cache
-from .config import RobertaPreLayerNormConfig
+from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
 from .inputs import (
     Rows,
@@ -35,8 +36,9 @@ from .outputs import (
     TokenClassifierOutput,
 )
 from .weights import names
+from .weights.checkpoint import Stored, open_checkpoint
 from .weights.hub import checkpoint_folder
-from .weights.safetensors import SHARD_SIZE, open_tensors, save_tensors
+from .weights.safetensors import SHARD_SIZE, save_tensors
 
 Output = TypeVar("Output", bound=ModelOutput)
 Past = Cache | Sequence[Sequence[Array]] | None
@@ -82,6 +84,7 @@ class RobertaPreLayerNormPreTrainedModel:
     """A configuration, the tensors of a checkpoint and the weights a backend has prepared from them."""
 
     has_pooler: ClassVar[bool] = False
+    model_type: ClassVar[str] = "roberta-prelayernorm"
 
     def __init__(
         self,
@@ -113,8 +116,11 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @classmethod
     def _check_config(cls, config: RobertaPreLayerNormConfig) -> None:
-        if config.model_type != MODEL_TYPE:
-            raise Error(f"config: model_type is {config.model_type!r}; this version runs {MODEL_TYPE!r}")
+        if config.model_type != cls.model_type:
+            raise Error(
+                f"config: model_type is {config.model_type!r}; {cls.__name__} runs {cls.model_type!r}, "
+                f"this version {', '.join(names.FAMILIES)}"
+            )
 
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
@@ -133,22 +139,24 @@ class RobertaPreLayerNormPreTrainedModel:
         """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong."""
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
-        config = config or RobertaPreLayerNormConfig.from_pretrained(folder)
+        stored = open_checkpoint(folder)
+        config = _placed(config or config_of(folder), stored)
         cls._check_config(config)
-        stored = open_tensors(folder)
         if 16 * config.num_hidden_layers > len(stored):
             raise Error(
                 f"{folder}: config.json says {config.num_hidden_layers} layers, the weights are only {len(stored)} tensors"
             )
         tied = config.tie_word_embeddings
-        tensors = names.gather(stored, cls.encoder_shapes(config), cls.head_shapes(config), tied, str(folder))
+        shapes = cls.encoder_shapes(config), cls.head_shapes(config)
+        tensors = names.gather(stored, *shapes, tied, str(folder), names.FAMILIES[cls.model_type])
         return cls(config, tensors, **running)
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE) -> None:
         """Write config.json and the tensors as they were stored, in shards past `max_shard_size` bytes, for transformers too."""
         folder = Path(folder)
         dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
-        save_tensors(folder, names.stored_names(self.tensors, bool(self.head_shapes(self.config))), max_shard_size)
+        headed, family = bool(self.head_shapes(self.config)), names.FAMILIES[self.model_type]
+        save_tensors(folder, names.stored_names(self.tensors, headed, family), max_shard_size)
 
     @property
     def num_parameters(self) -> int:
@@ -263,6 +271,7 @@ class RobertaPreLayerNormPreTrainedModel:
             sequences=rows.sequences,
             bias=rows.bias,
             head_mask=head_masks,
+            pre_norm=names.FAMILIES[self.model_type].pre_norm,
             probs=config.output_attentions if probs is None else bool(probs),
             states=config.output_hidden_states if states is None else states is not False,
             cache=cache,
@@ -276,7 +285,9 @@ class RobertaPreLayerNormPreTrainedModel:
             where = None if relative else ops.asarray(rows.pack(positions))
             what, segments = ops.asarray(rows.pack(given)), ops.asarray(rows.pack(types))
             x = forward.embed(ops, what, where, segments, eps, **self.weights["embeddings"])
-            encoded = forward.encode(ops, x, call, layer=self.weights["encoder"]["layer"], LayerNorm=self.weights["LayerNorm"])
+            encoded = forward.encode(
+                ops, x, call, layer=self.weights["encoder"]["layer"], LayerNorm=self.weights.get("LayerNorm")
+            )
         if call.states and config.tie_last_hidden_states:
             encoded.hidden_states[-1] = encoded.last
         return Encoding(rows, encoded, cache if caching else None, None if source is None else source.shape[1])
@@ -634,7 +645,6 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
         return self._returned(QuestionAnsweringModelOutput(loss, start, end, **self._kept(encoding, options)), options)
 
 
-MODEL_TYPE = "roberta-prelayernorm"
 CLASSES: dict[str, type[RobertaPreLayerNormPreTrainedModel]] = {
     cls.__name__: cls
     for cls in (
@@ -659,18 +669,38 @@ def load(
     *,
     revision: str | None = None,
 ) -> Any:
-    """The model in a folder or Hub repository, of the class that its config.json names (the bare model where it names none).
+    """The model in a folder, a fairseq .pt file or a Hub repository, of the class that its config.json names, or the bare model.
 
-    Raises Error where the class is none of the seven, or as `from_pretrained` does.
+    Raises Error where the class is none of this library's, or as `from_pretrained` does.
     """
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
-    config = RobertaPreLayerNormConfig.from_pretrained(folder)
-    name = (config.architectures or ["RobertaPreLayerNormModel"])[0]
-    if name not in CLASSES:
-        raise Error(f"{folder}: config.json names the class {name}; this version has {', '.join(CLASSES)}")
-    return CLASSES[name].from_pretrained(folder, config=config, **running)
+    config = _placed(config_of(folder), open_checkpoint(folder))
+    if config.model_type not in names.FAMILIES:
+        raise Error(f"{folder}: model_type is {config.model_type!r}; this version runs {', '.join(names.FAMILIES)}")
+    classes = {cls.__name__: cls for cls in classes_of(config.model_type)}
+    name = (config.architectures or list(classes))[0]
+    if name not in classes:
+        raise Error(f"{folder}: config.json names the class {name}; for {config.model_type} there are {', '.join(classes)}")
+    return classes[name].from_pretrained(folder, config=config, **running)
+
+
+def classes_of(model_type: str) -> list[type[RobertaPreLayerNormPreTrainedModel]]:
+    """The seven classes of a model_type, in the order of CLASSES."""
+    kin = [(cls, *cls.__subclasses__()) for cls in CLASSES.values()]
+    return [next(cls for cls in family if cls.model_type == model_type) for family in kin]
+
+
+def _placed(config: RobertaPreLayerNormConfig, stored: Stored) -> RobertaPreLayerNormConfig:
+    """The configuration that a checkpoint should have had: DinkyTrain's call themselves roberta, with pre-norm weights."""
+    if config.model_type != "roberta" or not names.placed_before(stored):
+        return config
+    model_type = "roberta-prelayernorm"
+    content = config.to_dict() | {"model_type": model_type}
+    if config.architectures:
+        content["architectures"] = [re.sub("^Roberta(?=Model|For)", "RobertaPreLayerNorm", name) for name in config.architectures]
+    return CONFIGS[model_type].from_dict(content)
 
 
 def settings_of(

@@ -6,26 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
+from .checkpoint import FORMATS
 from .safetensors import shard_names
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+KNOWN = tuple(form for form in FORMATS if "*" not in form.files[0])
+SAFETENSORS = KNOWN[0]
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-FILES = ("config.json", *WEIGHTS, *TEXT)
+FILES = ("config.json", *(file for form in KNOWN for file in form.files), *TEXT)
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
 def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
 
-    HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where the asked-for revision holds no safetensors and none was
-    named, the pull request that holds them (refs/pr/N) is looked for, named in a warning and taken. Raises Error where the
-    folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
+    HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where main holds no safetensors and no revision was named, the
+    pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. Raises Error
+    where the folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
     """
     path = Path(path_or_repo).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
         return path
     if path.exists():
-        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors")
+        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
     name = str(path_or_repo)
     if name.startswith((".", "~", "/")) or name.count("/") != 1 or not REPOSITORY.fullmatch(name):
         raise Error(f"there is no folder {name}, and it is not the name of a Hub repository (organisation/name)")
@@ -52,7 +54,8 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
             except Exception:  # offline, or whatever the HTTP library of this version raises
                 reached = False
         cached = {file for file in FILES if isinstance(hub.try_to_load_from_cache(name, file, revision=at), str)}
-        return cached | (set(shard_names(file(WEIGHTS[1], at))) if WEIGHTS[1] in cached else set())
+        indexes = [file(filename, at) for filename in cached if filename.endswith(".index.json")]
+        return cached.union(*(shard_names(index) for index in indexes))
 
     def file(filename: str, at: str | None) -> Path:
         return Path(hub.hf_hub_download(name, filename, revision=at, local_files_only=not reached))
@@ -73,9 +76,9 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
 
     try:
         held = listed(revision)
-        if weights and revision is None and not held.intersection(WEIGHTS):
+        if weights and revision is None and not held.intersection(SAFETENSORS.files):
             for reference in pull_requests():
-                if (there := listed(reference)).intersection(WEIGHTS):
+                if (there := listed(reference)).intersection(SAFETENSORS.files):
                     warnings.warn(f"{name} has no safetensors on main; taking them from {reference}", stacklevel=4)
                     revision, held = reference, there
                     break
@@ -83,9 +86,11 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
             raise missing("config.json")
         folder = file("config.json", revision).parent
         if weights:
-            if not held.intersection(WEIGHTS):
+            form = next((form for form in KNOWN if held.intersection(form.files)), None)
+            if form is None:
                 raise missing("model.safetensors")
-            wanted = [WEIGHTS[0]] if WEIGHTS[0] in held else [WEIGHTS[1], *shard_names(file(WEIGHTS[1], revision))]
+            single, *index = form.files
+            wanted = [single] if single in held else [*index, *shard_names(file(index[0], revision))]
             if absent := [filename for filename in wanted if filename not in held]:
                 raise missing(", ".join(absent))
             for filename in (*wanted, *(filename for filename in TEXT if filename in held)):

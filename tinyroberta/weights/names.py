@@ -1,59 +1,89 @@
 """The checkpoint's names: which tensors a model holds, and how the names in a file become those.
 
-Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs it is said).
+Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs it is said). This
+library's names are the checkpoint's without its prefix; xlm-roberta-xl alone calls its norms otherwise, and gets
+roberta-prelayernorm's names.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
+from .checkpoint import Stored as Stored
 from .safetensors import Array
 
 PREFIX = "roberta_prelayernorm."
 HEADS = ("lm_head", "classifier", "qa_outputs")
 WORDS = "embeddings.word_embeddings.weight"
 DECODER, DECODER_BIAS = "lm_head.decoder.weight", "lm_head.decoder.bias"
-UNUSED = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
+UNUSED = re.compile(r"embeddings\.(position_ids|token_type_ids)$|attention\.self\.LayerNorm\.(weight|bias)$")  # DinkyTrain's
 
 Shape = tuple[int, ...]
 Tree = dict[str, Any]
 
 
-class Stored(Protocol):
-    """Tensors by name, with shapes known before a tensor is read, and aliases from the file's metadata."""
+class Family(NamedTuple):
+    """What tells the checkpoints of one model_type from another's."""
 
-    aliases: dict[str, str]
+    classes: str  # how transformers' class names begin
+    prefix: str = "roberta."  # how the encoder's names begin in a model with a head
+    pre_norm: bool = False
+    embedding_norm: bool = True
+    names: tuple[tuple[str, str], ...] = ()  # this library's names (patterns) and the checkpoint's
 
-    def __getitem__(self, name: str, /) -> Array: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def __len__(self) -> int: ...
-    def shape(self, name: str) -> Shape: ...
+
+FAMILIES = {
+    "roberta-prelayernorm": Family("RobertaPreLayerNorm", PREFIX, pre_norm=True),
+    "roberta": Family("Roberta"),
+    "xlm-roberta": Family("XLMRoberta"),
+    "camembert": Family("Camembert"),
+    "xlm-roberta-xl": Family(
+        "XLMRobertaXL",
+        pre_norm=True,
+        embedding_norm=False,
+        names=(
+            (r"attention\.LayerNorm\.", "attention.self_attn_layer_norm."),
+            (r"\.intermediate\.LayerNorm\.", ".LayerNorm."),
+            (r"^LayerNorm\.", "encoder.LayerNorm."),
+        ),
+    ),
+}
+
+
+def placed_before(stored: Iterable[str]) -> bool:
+    """Whether the first layer's norms stand before its sublayers: a pre-norm model, whatever its config.json calls it."""
+    first = {name[name.find("layer.0.") :] for name in stored if ".layer.0." in name}
+    return "layer.0.attention.LayerNorm.weight" in first and "layer.0.attention.output.LayerNorm.weight" not in first
 
 
 def encoder_shapes(config: RobertaPreLayerNormConfig, pooler: bool) -> dict[str, Shape]:
     """The bare model's tensors, name to shape (specified by transformers' RobertaPreLayerNormModel.state_dict())."""
-    D, I, d = config.hidden_size, config.intermediate_size, config.head_size
+    D, I, d, family = config.hidden_size, config.intermediate_size, config.head_size, FAMILIES[config.model_type]
+    before, after = ("attention.LayerNorm", "intermediate.LayerNorm"), ("attention.output.LayerNorm", "output.LayerNorm")
+    norms = before if family.pre_norm else after
     shapes: dict[str, Shape] = {
         WORDS: (config.vocab_size, D),
         "embeddings.position_embeddings.weight": (config.max_position_embeddings, D),
         "embeddings.token_type_embeddings.weight": (config.type_vocab_size, D),
-        **_norm("embeddings.LayerNorm", D),
     }
+    if family.embedding_norm:
+        shapes |= _norm("embeddings.LayerNorm", D)
     for index in range(config.num_hidden_layers):
         layer = f"encoder.layer.{index}."
         width = D - d * len(config.pruned_heads.get(index, ()))
-        shapes |= _norm(layer + "attention.LayerNorm", D) | _attention(layer + "attention", D, width)
+        shapes |= _norm(layer + norms[0], D) | _attention(layer + "attention", D, width)
         if config.position_embedding_type != "absolute":
             shapes[layer + "attention.self.distance_embedding.weight"] = (2 * config.max_position_embeddings - 1, d)
         if config.add_cross_attention:
-            shapes |= _norm(layer + "crossattention.LayerNorm", D) | _attention(layer + "crossattention", D, D)
-        shapes |= _norm(layer + "intermediate.LayerNorm", D)
+            shapes |= _norm(f"{layer}cross{norms[0]}", D) | _attention(layer + "crossattention", D, D)
+        shapes |= _norm(layer + norms[1], D)
         shapes |= _dense(layer + "intermediate.dense", I, D) | _dense(layer + "output.dense", D, I)
-    shapes |= _norm("LayerNorm", D)
+    if family.pre_norm:
+        shapes |= _norm("LayerNorm", D)
     return shapes | (_dense("pooler.dense", D, D) if pooler else {})
 
 
@@ -94,7 +124,14 @@ def _attention(name: str, D: int, width: int) -> dict[str, Shape]:
     return shapes
 
 
-def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shape], tied: bool, where: str) -> dict[str, Array]:
+def gather(
+    stored: Stored,
+    encoder: Mapping[str, Shape],
+    head: Mapping[str, Shape],
+    tied: bool,
+    where: str,
+    family: Family = FAMILIES["roberta-prelayernorm"],
+) -> dict[str, Array]:
     """The tensors a model wants, from a file's own names: {encoder's names, head's names} -> arrays.
 
     Accepted, as transformers does: the prefix present or absent; LayerNorm.gamma and .beta; tied weights stored under either
@@ -103,8 +140,8 @@ def gather(stored: Stored, encoder: Mapping[str, Shape], head: Mapping[str, Shap
     are both used (5.23.0; 4.57.6 uses the word embeddings). A pooler that the file lacks is left out.
     Raises Error that lists the missing, unexpected and mis-shaped tensors together.
     """
-    sources = _own_names(stored, where)
     wanted = dict(encoder) | dict(head)
+    sources = _own_names(stored, where, family, wanted)
     found = {name: source for name, source in sources.items() if name in wanted}
     if DECODER_BIAS in wanted and DECODER_BIAS not in found and "lm_head.bias" in sources:
         found[DECODER_BIAS] = sources["lm_head.bias"]
@@ -154,19 +191,32 @@ def _few(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _own_names(stored: Stored, where: str) -> dict[str, str]:
+def _own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str]) -> dict[str, str]:
     """{this library's name without the prefix: the file's name}."""
     names: dict[str, str] = {}
+    own = {_theirs(name, family): name for name in wanted}
+
+    def bare(name: str) -> str:
+        name = name.removeprefix(family.prefix)
+        name = name.removeprefix("roberta.") if family.pre_norm else name
+        return own.get(name, name)
+
     for source in stored:
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", source)
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-        name = name.removeprefix(PREFIX)
+        name = bare(name)
         if name in names:
             raise Error(f"{where} holds both {names[name]} and {source}, which are the same weight")
         names[name] = source
     for alias, kept in stored.aliases.items():
-        names.setdefault(alias.removeprefix(PREFIX), kept)
+        names.setdefault(bare(alias), kept)
     return names
+
+
+def _theirs(name: str, family: Family) -> str:
+    for ours, theirs in family.names:
+        name = re.sub(ours, theirs, name)
+    return name
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
@@ -181,13 +231,16 @@ def nest(flat: Mapping[str, Any]) -> Tree:
     return tree
 
 
-def stored_names(arrays: Mapping[str, Array], headed: bool) -> dict[str, Array]:
+def stored_names(
+    arrays: Mapping[str, Array], headed: bool, family: Family = FAMILIES["roberta-prelayernorm"]
+) -> dict[str, Array]:
     """A model's tensors under the names that transformers saves, given its own: the prefix back on, tied ones once."""
     flat: dict[str, Array] = {}
     for name, value in arrays.items():
         if name == DECODER and value is arrays[WORDS]:
             continue
-        flat[name if not headed or name.split(".")[0] in HEADS else PREFIX + name] = value
+        name = _theirs(name, family)
+        flat[name if not headed or name.split(".")[0] in HEADS else family.prefix + name] = value
     if DECODER_BIAS in flat:
         flat["lm_head.bias"] = flat[DECODER_BIAS]
         if DECODER not in flat:

@@ -1,0 +1,59 @@
+"""From a folder or file to its tensors: the formats a checkpoint may have, in order of preference."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import Error
+from . import fairseq, safetensors, torch_bin
+from .files import read_json
+from .safetensors import Array
+
+
+class Stored(Protocol):
+    """Tensors by name, with shapes known before a tensor is read, and aliases from the file's metadata."""
+
+    aliases: dict[str, str]
+
+    def __getitem__(self, name: str, /) -> Array: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+class Format(NamedTuple):
+    """A way in which weights are stored: the files that show it, any one of them, and what opens the folder that holds one."""
+
+    name: str
+    files: tuple[str, ...]
+    open: Callable[[Path], Stored]
+
+
+FORMATS = (
+    Format("safetensors", ("model.safetensors", "model.safetensors.index.json"), safetensors.open_tensors),
+    Format("torch", (torch_bin.SINGLE, torch_bin.INDEX), torch_bin.open_torch_folder),
+    Format("fairseq", ("*.pt",), fairseq.open_fairseq),
+)
+
+
+def format_of(path: Path) -> Format:
+    """The first of FORMATS that a folder holds; a file is a fairseq checkpoint; raises Error where there is none."""
+    if path.is_file():
+        return FORMATS[-1]
+    for form in FORMATS:
+        if any(any(path.glob(file)) for file in form.files):
+            return form
+    known = ", ".join(form.files[0] for form in FORMATS)
+    raise Error(f"{path} holds neither model.safetensors nor another file of weights that is read here: {known}")
+
+
+def open_checkpoint(path: Path) -> Stored:
+    """The tensors of a checkpoint folder or file, each read when it is looked at; raises Error as its format's reader does."""
+    return format_of(path).open(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A checkpoint's config.json, or what a fairseq checkpoint says of its model; raises Error where there is none."""
+    if path.is_file() or (not (path / "config.json").is_file() and any(path.glob("*.pt"))):
+        return fairseq.read_fairseq_config(path)
+    return read_json(path / "config.json")
