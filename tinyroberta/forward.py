@@ -129,25 +129,35 @@ def feed_forward(
     return ops.linear(h, **output["dense"], residual=x), None
 
 
+def block(
+    ops: Backend, x: Array, call: Call, index: int,
+    *, attention: Weights, intermediate: Weights, output: Weights, crossattention: Weights | None = None,
+) -> tuple[Array, list[Array] | None, list[Array] | None]:  # (T, D) -> (T, D)  # fmt: skip
+    """One layer: read the other tokens, read the source where there is one, think; and the attentions' probabilities."""
+    norm = pre_norm if call.pre_norm else post_norm
+    head_mask = None if call.head_mask is None else call.head_mask[index]
+    past, cross_past = (None, None) if call.cache is None else call.cache.layer(index)
+    x, probabilities = norm(self_attention, ops, x, call, past, head_mask, **attention)
+    cross_probabilities = None
+    if crossattention is not None and call.source is not None:
+        x, cross_probabilities = norm(cross_attention, ops, x, call, cross_past, head_mask, **crossattention)
+    x, _ = norm(feed_forward, ops, x, call, **intermediate, output=output)
+    return x, probabilities, cross_probabilities
+
+
 def encode(
     ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights | None
 ) -> Encoded:  # (T, D) -> (T, D)
     """All layers, then in a pre-norm model the final norm: without it x would grow with depth and no head could read it."""
-    place = pre_norm if call.pre_norm else post_norm
     kept = Encoded(x, [x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
-        head_mask = None if call.head_mask is None else call.head_mask[index]
-        past, cross_past = (None, None) if call.cache is None else call.cache.layer(index)
-        x, probabilities = place(self_attention, ops, x, call, past, head_mask, **weights["attention"])
-        if probabilities is not None:
-            kept.attentions.append(probabilities)
-        if "crossattention" in weights and call.source is not None:
-            x, probabilities = place(cross_attention, ops, x, call, cross_past, head_mask, **weights["crossattention"])
-            if probabilities is not None:
-                kept.cross_attentions.append(probabilities)
-        x, _ = place(feed_forward, ops, x, call, **weights["intermediate"], output=weights["output"])
+        x, probabilities, cross_probabilities = block(ops, x, call, index, **weights)
         if call.states:
             kept.hidden_states.append(x)
+        if probabilities is not None:
+            kept.attentions.append(probabilities)
+        if cross_probabilities is not None:
+            kept.cross_attentions.append(cross_probabilities)
     return kept._replace(last=x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=call.eps))
 
 
