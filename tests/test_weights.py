@@ -182,6 +182,13 @@ def test_a_base_model_from_a_headed_file_and_back(saved: Path, tmp_path: Path) -
         RobertaPreLayerNormForMaskedLM.from_pretrained(tmp_path / "base")
 
 
+def test_multiple_choice_cannot_do_without_its_pooler(tmp_path: Path) -> None:
+    shaken("RobertaPreLayerNormForMultipleChoice").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda t: [t.pop(PREFIX + f"pooler.dense.{leaf}") for leaf in ("weight", "bias")])
+    with pytest.raises(Error, match=r"2 missing: pooler\.dense\.weight"):
+        tinyroberta.load(tmp_path)
+
+
 def test_a_wrong_file_is_told_whole(saved: Path) -> None:
     def spoil(tensors: dict) -> None:
         tensors.pop(PREFIX + "encoder.layer.1.output.dense.bias")

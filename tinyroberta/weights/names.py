@@ -137,7 +137,8 @@ def gather(
     Accepted, as transformers does: the prefix present or absent; LayerNorm.gamma and .beta; tied weights stored under either
     name, or under an alias in the metadata; position_ids, poolers and heads of other classes, which are left out. A language
     model's decoder bias is lm_head.decoder.bias, else lm_head.bias, else zeros. Tied weights that are both stored and differ
-    are both used (5.23.0; 4.57.6 uses the word embeddings). A pooler that the file lacks is left out.
+    are both used (5.23.0; 4.57.6 uses the word embeddings). A bare model is
+    left without the pooler that its file lacks.
     Raises Error that lists the missing, unexpected and mis-shaped tensors together.
     """
     wanted = dict(encoder) | dict(head)
@@ -150,7 +151,7 @@ def gather(
         if name in wanted and name not in found and other in sources:
             found[name] = sources[other]
     pooler = {name for name in wanted if name.startswith("pooler.")}
-    if not pooler & set(found):
+    if not head and not pooler & set(found):
         wanted = {name: shape for name, shape in wanted.items() if name not in pooler}
 
     optional = {DECODER_BIAS}
@@ -180,7 +181,7 @@ def gather(
                 raise Error(f"{where}: {found[name]} is stored as {arrays[name].dtype}; a weight is a floating-point number")
     if DECODER in arrays and tied and arrays[WORDS] is not arrays[DECODER]:
         decoder = arrays[DECODER]
-        if decoder.dtype == arrays[WORDS].dtype and decoder.tobytes() == arrays[WORDS].tobytes():
+        if decoder.dtype == arrays[WORDS].dtype and np.array_equal(decoder, arrays[WORDS]):
             arrays[DECODER] = arrays[WORDS]
     if DECODER_BIAS in wanted and DECODER_BIAS not in arrays:
         arrays[DECODER_BIAS] = np.zeros(wanted[DECODER_BIAS], np.float32)
