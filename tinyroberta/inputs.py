@@ -34,9 +34,7 @@ class Rows(NamedTuple):
             whole[self.places] = x
             x = whole
         x = x.reshape(*self.shape, *x.shape[1:])
-        if self.shown is not None:
-            x[~self.shown] = 0
-        return x
+        return x if self.shown is None else np.where(self.shown.reshape(*self.shape, *[1] * (x.ndim - 2)), x, x.dtype.type(0))
 
     def unpack_probabilities(self, probabilities: list[Array], keys: int | None = None) -> Array:
         """B x (H, Sq, Sk) -> (B, H, S, keys): this call's own tokens as keys, or `keys` others of each sequence."""

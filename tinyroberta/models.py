@@ -412,11 +412,15 @@ class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
         keep = np.asarray(logits_to_keep)
         everything = keep.ndim == 0 and not keep
         if not everything:
+            computed = take_places(rows.unpack(np.ones((len(last), 1), bool)), keep)
             kept = take_places(rows.unpack(last), keep)
             last = kept.reshape(-1, kept.shape[-1])
         with self.ops.running(self.settings):
             scores = forward.lm_head(self.ops, last, self.config.layer_norm_eps, **self.weights["lm_head"])
-        return rows.unpack(scores) if everything else scores.reshape(*kept.shape[:-1], -1)
+        if everything:
+            return rows.unpack(scores)
+        scores[~computed.ravel()] = 0
+        return scores.reshape(*kept.shape[:-1], -1)
 
 
 class RobertaPreLayerNormForCausalLM(_LanguageModel):

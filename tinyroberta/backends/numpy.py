@@ -92,7 +92,8 @@ def attention(
 
 def softmax(x: Array) -> Array:  # (..., S) -> same
     """exp(x) / sum exp(x) over the last axis, shifted by the row's largest so that nothing overflows."""
-    x = np.exp(x - x.max(-1, keepdims=True))
+    with np.errstate(over="ignore"):  # masks above 1 count as the largest number: what is below that becomes -inf, and exp 0
+        x = np.exp(x - x.max(-1, keepdims=True))
     x /= x.sum(-1, keepdims=True)
     return x
 

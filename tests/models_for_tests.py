@@ -1,0 +1,75 @@
+"""What several tests share: outputs as flat arrays, the error between two of them, fresh models that hide nothing."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyroberta import Cache, RobertaPreLayerNormConfig
+
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6}  # relative, in the Frobenius norm
+
+BY_TOKEN = {"last_hidden_state": 3, "hidden_states": 3, "logits": 3, "start_logits": 2, "end_logits": 2}  # and their rank
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """||found - expected|| / ||expected||; infinite where shapes or NaNs differ, or where only one of them is all zeros."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return np.inf
+    finite = np.isfinite(expected)
+    difference, size = np.linalg.norm(found[finite] - expected[finite]), np.linalg.norm(expected[finite])
+    return float(difference / size) if size else (np.inf if difference else 0.0)
+
+
+def flatten(fields: Any) -> Arrays:
+    """Arrays by the path to them, as hidden_states.0 or past_key_values.1.0; fields that are None are left out."""
+    flat: Arrays = {}
+    for name, value in fields:
+        if isinstance(value, tuple | list | Cache):
+            flat |= flatten((f"{name}.{index}", entry) for index, entry in enumerate(value))
+        elif value is not None:
+            flat[name] = np.asarray(value)
+    return flat
+
+
+def worst(found: Arrays, expected: Arrays) -> tuple[float, str]:
+    """The largest relative error and whose it is; the fields must be the same."""
+    assert sorted(found) == sorted(expected)
+    return max(((relative_error(found[name], expected[name]), name) for name in expected), default=(0.0, ""))
+
+
+def as_skipped(outputs: Arrays, inputs: Arrays) -> Arrays:
+    """What padding="skip" makes of outputs: zeros at the padding that a 0/1 mask names, but for every text's position 0.
+
+    Nothing is skipped where labels are given, where the mask is 3-D or fractional, or where it leaves a text empty.
+    """
+    mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids")
+    tokens = inputs["inputs_embeds"][..., 0] if tokens is None else tokens
+    if mask is None or mask.ndim > tokens.ndim or not np.isin(mask, (0, 1)).all() or not mask.any(-1).all():
+        return outputs
+    if "labels" in inputs or "end_positions" in inputs:
+        return outputs
+    texts, length = tokens.size // tokens.shape[-1], tokens.shape[-1]
+    kept = np.array(np.broadcast_to(mask.reshape(-1, mask.shape[-1])[:, -length:], (texts, length)), bool)
+    kept[:, 0] = True
+    result = {}
+    for name, x in outputs.items():
+        if "attentions" in name:
+            x = x * kept[:, None, :, None]
+        elif BY_TOKEN.get(name.split(".")[0]) == x.ndim and x.shape[:2] == kept.shape:
+            x = x * kept.reshape(*kept.shape, *[1] * (x.ndim - 2))
+        result[name] = x
+    return result
+
+
+def new_model(cls: type, config: RobertaPreLayerNormConfig, seed: int = 0, **running: Any) -> Any:
+    """A model whose biases and norm gains are random too: a fresh model's zeros and ones would hide half the mistakes."""
+    random = np.random.default_rng(seed)
+    tensors = dict(cls(config, seed=seed).tensors)
+    for name, x in tensors.items():
+        gain = name.endswith("weight") and x.ndim == 1
+        if gain or name.endswith("bias"):
+            tensors[name] = np.float32(gain) + np.float32(0.3) * random.standard_normal(x.shape, np.float32)
+    return cls(config, tensors, **running)
