@@ -199,7 +199,9 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     def visit(branch: Any, name: str, parent: str) -> Any:
         if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
-            return converted.setdefault(id(branch), branch.astype(dtype, copy=False))
+            if id(branch) not in converted:
+                converted[id(branch)] = branch.astype(dtype, copy=False)
+            return converted[id(branch)]
         if name == "self" and parent == "attention":
             parts = [branch[part] for part in ("query", "key", "value")]
             joined = {
