@@ -303,11 +303,11 @@ def test_corrupt_files_are_one_error(saved: Path, data: st.DataObject) -> None:
 def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
-    def fail(_tensors, path, _metadata) -> None:
+    def fail(path, *_) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(tinyroberta.weights.safetensors, "stream", fail)
     with pytest.raises(Error, match="No space left"):
         save_tensors(saved, {"x": np.ones(3, np.float32)})
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import __version__
 from .errors import Error
+from .weights import convert, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
     fill.add_argument("--backend", help="numpy (default for the embedded model, else the fastest installed)")
     fill.set_defaults(run=fill_mask)
+    convert.add_arguments(commands.add_parser("convert", help="write a checkpoint of any format as a safetensors folder"))
+    inspect.add_arguments(commands.add_parser("inspect", help="print what a checkpoint holds"))
     chosen = parser.parse_args(arguments)
     try:
         return int(chosen.run(chosen))

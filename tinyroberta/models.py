@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
@@ -151,12 +151,17 @@ class RobertaPreLayerNormPreTrainedModel:
         tensors = names.gather(stored, *shapes, tied, str(folder), names.FAMILIES[cls.model_type])
         return cls(config, tensors, **running)
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE) -> None:
-        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` bytes, for transformers too."""
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` bytes, for transformers too.
+
+        `written` is told of every few bytes on their way.
+        """
         folder = Path(folder)
         dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
         headed, family = bool(self.head_shapes(self.config)), names.FAMILIES[self.model_type]
-        save_tensors(folder, names.stored_names(self.tensors, headed, family), max_shard_size)
+        save_tensors(folder, names.stored_names(self.tensors, headed, family), max_shard_size, written)
 
     @property
     def num_parameters(self) -> int:
@@ -680,14 +685,20 @@ def load(
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
-    config = _placed(config_of(folder), open_checkpoint(folder))
+    cls, config = class_of(folder, open_checkpoint(folder))
+    return cls.from_pretrained(folder, config=config, **running)
+
+
+def class_of(folder: Path, stored: Stored) -> tuple[type[RobertaPreLayerNormPreTrainedModel], RobertaPreLayerNormConfig]:
+    """The class and configuration that a checkpoint asks for; raises Error where the class is none of this library's."""
+    config = _placed(config_of(folder), stored)
     if config.model_type not in names.FAMILIES:
         raise Error(f"{folder}: model_type is {config.model_type!r}; this version runs {', '.join(names.FAMILIES)}")
     classes = {cls.__name__: cls for cls in classes_of(config.model_type)}
     name = (config.architectures or list(classes))[0]
     if name not in classes:
         raise Error(f"{folder}: config.json names the class {name}; for {config.model_type} there are {', '.join(classes)}")
-    return classes[name].from_pretrained(folder, config=config, **running)
+    return classes[name], config
 
 
 def classes_of(model_type: str) -> list[type[RobertaPreLayerNormPreTrainedModel]]:

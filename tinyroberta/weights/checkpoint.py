@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import Error
-from . import fairseq, safetensors, torch_bin
+from . import fairseq, flax, safetensors, tf, torch_bin
 from .files import read_json
 from .safetensors import Array
 
@@ -21,6 +21,14 @@ class Stored(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
 
+def open_safetensors(folder: Path) -> Stored:
+    """The tensors of safetensors files under PyTorch's names: those that TensorFlow or Flax wrote say so in their metadata."""
+    tensors = safetensors.open_tensors(folder)
+    if tensors.format not in ("tf", "flax"):
+        return tensors
+    return (tf if tensors.format == "tf" else flax).renamed(tensors, folder)
+
+
 class Format(NamedTuple):
     """A way in which weights are stored: the files that show it, any one of them, and what opens the folder that holds one."""
 
@@ -30,8 +38,10 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-    Format("safetensors", ("model.safetensors", "model.safetensors.index.json"), safetensors.open_tensors),
+    Format("safetensors", ("model.safetensors", "model.safetensors.index.json"), open_safetensors),
     Format("torch", (torch_bin.SINGLE, torch_bin.INDEX), torch_bin.open_torch_folder),
+    Format("tf", (tf.SINGLE, f"{tf.SINGLE}.index.json"), tf.open_tf),
+    Format("flax", (flax.SINGLE, f"{flax.SINGLE}.index.json"), flax.open_flax),
     Format("fairseq", ("*.pt",), fairseq.open_fairseq),
 )
 

@@ -1,15 +1,15 @@
 """Safetensors files: mapped, never copied, one file or shards with an index."""
 
+import json
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from ..errors import Error
 from .files import read_json, write_atomically, write_json
@@ -24,11 +24,14 @@ DTYPES = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_SIZE = 5 * 10**9
+PIECE = 2**24
 
 
 class Tensors(Mapping[str, Array]):
-    """The tensors of one or more files, by name, as read-only views of the mapped files; `aliases` from their metadata.
+    """The tensors of one or more files, by name, as read-only views of the mapped files; from their metadata `aliases` and
+    `format`, the framework that wrote them ("pt", "tf", "flax").
 
     Nothing is read before it is looked at. Raises Error where a file is corrupt or a tensor has a dtype that no weight has.
     """
@@ -37,6 +40,7 @@ class Tensors(Mapping[str, Array]):
         self._views: dict[str, tuple[mmap.mmap, str, int, tuple[int, ...]]] = {}
         self._paths: dict[str, Path] = {}
         self.aliases: dict[str, str] = {}
+        self.format = ""
         for path in paths:
             self._open(path)
 
@@ -62,6 +66,7 @@ class Tensors(Mapping[str, Array]):
             offset += int(np.prod(shape, dtype=object)) * _item_size(dtype, name, path)
         if offset != len(mapped):
             raise Error(f"{path} is not a whole safetensors file: {offset} bytes are described, it has {len(mapped)}")
+        self.format = metadata.get("format", self.format)
         self.aliases |= {name: kept for name, kept in metadata.items() if kept in self._views and name not in self._views}
 
     def __getitem__(self, name: str) -> Array:
@@ -91,6 +96,11 @@ class Tensors(Mapping[str, Array]):
         }
         part.aliases = {name: kept for name, kept in aliases.items() if kept in part}
         return part
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a tensor as NumPy names it, or as the header does where no weight has it; nothing is read."""
+        dtype = self._views[name][1]
+        return DTYPES[dtype].name if dtype in DTYPES else dtype
 
 
 def _item_size(dtype: str, name: str, path: Path) -> int:
@@ -135,11 +145,13 @@ def open_tensors(folder: Path) -> Tensors:
     return tensors
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Array], shard_size: int = SHARD_SIZE) -> None:
+def save_tensors(
+    folder: Path, tensors: Mapping[str, Array], shard_size: int = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
+) -> None:
     """Write tensors as model.safetensors, or as shards of at most `shard_size` bytes with an index where they take more.
 
     Every file is whole or absent, the index is written last, and files of an earlier save that the new one lacks are removed
-    at the end. Metadata say format "pt", so that transformers reads them.
+    at the end. Metadata say format "pt", so that transformers reads them. `written` is told of every few bytes on their way.
     """
     groups: list[dict[str, Array]] = [{}]
     room = shard_size
@@ -152,7 +164,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Array], shard_size: int = S
     count = len(groups)
     files = ["model.safetensors"] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, group in zip(files, groups, strict=True):
-        _write(folder / file, group)
+        _write(folder / file, group, written)
     index = folder / "model.safetensors.index.json"
     if count > 1:
         total = sum(value.nbytes for value in tensors.values())
@@ -165,9 +177,28 @@ def save_tensors(folder: Path, tensors: Mapping[str, Array], shard_size: int = S
             path.unlink()
 
 
-def _write(path: Path, tensors: Mapping[str, Array]) -> None:
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    try:
-        write_atomically(path, lambda part: safetensors.numpy.save_file(contiguous, part, {"format": "pt"}))
-    except safetensors.SafetensorError as error:
-        raise Error(f"cannot write {path}: {error}") from error
+def _write(path: Path, tensors: Mapping[str, Array], written: Callable[[int], object]) -> None:
+    """One file: the header's length in 8 bytes, the header, the tensors, those of wider numbers first so that all are aligned."""
+    ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, value in ordered:
+        if value.dtype not in NAMES:
+            raise Error(f"cannot write {path}: {name} is {value.dtype}; weights can be {', '.join(DTYPES)}")
+        offsets = [offset, offset + value.nbytes]
+        header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": offsets}
+        offset += value.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    pieces = (value for _, value in ordered)
+    write_atomically(path, lambda part: stream(part, [len(text).to_bytes(8, "little"), text], pieces, written))
+
+
+def stream(path: Path, head: Iterable[bytes], arrays: Iterable[Array], written: Callable[[int], object]) -> None:
+    """Write bytes, then arrays, a few megabytes at a time."""
+    with path.open("wb") as file:
+        file.writelines(head)
+        for array in arrays:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, PIECE):
+                written(file.write(flat[start : start + PIECE].data))

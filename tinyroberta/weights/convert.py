@@ -1,0 +1,202 @@
+"""Any checkpoint that can be opened, written as a Hub repository has it: config.json, safetensors, the tokenizer's files."""
+
+import argparse
+import dataclasses
+import re
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import models
+from ..errors import Error
+from .hub import TEXT, checkpoint_folder
+from .safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors
+
+FLOATS = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "float16", "bfloat16")}
+KEPT = (*TEXT, "added_tokens.json", "sentencepiece.bpe.model", "generation_config.json", "dict.txt")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class Converted(NamedTuple):
+    """What was written: how many tensors of how many bytes, and how far the outputs moved, by the largest of them."""
+
+    folder: Path
+    architecture: str
+    tensors: int
+    bytes: int
+    difference: float
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dtype: str | None = None,
+    max_shard_size: int = SHARD_SIZE,
+    revision: str | None = None,
+) -> Converted:
+    """Write a checkpoint of any format as a folder of config.json, safetensors and the tokenizer's files.
+
+    dtype: "float32", "float16" or "bfloat16", or None for each tensor as it is stored. The folder is read again before it gets
+    its name: its tensors must be those asked for, to the bit, and a few random texts must give the source's numbers, also to
+    the bit where no tensor was rounded. Raises Error where the source cannot be opened, the destination is there and not
+    empty, a number does not fit the dtype, or the check fails; then, and when stopped, nothing is left behind.
+    """
+    destination = Path(destination).expanduser()
+    if dtype is not None and dtype not in FLOATS:
+        raise Error(f"dtype is {dtype!r}; it must be one of {', '.join(FLOATS)}, or None to keep what is stored")
+    if not isinstance(max_shard_size, int) or max_shard_size < 1:
+        raise Error(f"max_shard_size is {max_shard_size!r}; it must be a number of bytes of at least 1")
+    if destination.is_symlink() or destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise Error(f"{destination} is already there; give a folder that is new or empty")
+    folder = checkpoint_folder(source, revision)
+    model = models.load(folder, backend="numpy")
+    stored = even(model.tensors)
+    model = type(model)(model.config, stored, backend="numpy")
+    expected = sample(model)
+    part = destination.absolute().with_name(f".{destination.absolute().name}.{secrets.token_hex(4)}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        try:
+            converted = _write(model, stored, expected, folder, part, dtype, max_shard_size)
+            if destination.exists():
+                destination.rmdir()
+            part.rename(destination)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise Error(f"cannot write {destination}: {error.strerror or error}") from error
+    return converted._replace(folder=destination)
+
+
+def even(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The same tensors in one piece each, tied ones still one: rows that lie otherwise would be summed in another order."""
+    pieces = {id(value): np.require(value, requirements=["C", "A"]) for value in tensors.values()}
+    return {name: pieces[id(value)] for name, value in tensors.items()}
+
+
+def sample(model: Any) -> dict[str, Array]:
+    """A model's outputs for two random texts of up to 16 tokens (two of two choices for multiple choice)."""
+    config = model.config
+    tokens = np.setdiff1d(np.arange(config.vocab_size), [] if config.pad_token_id is None else [config.pad_token_id])
+    length = min(config.usable_length, 16)
+    shape = (2, 2, length) if type(model).__name__.endswith("MultipleChoice") else (2, length)
+    outputs = model(np.random.default_rng(0).choice(tokens, shape))
+    return {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
+
+
+def _write(
+    model: Any, stored: dict[str, Array], expected: dict[str, Array], source: Path, part: Path, dtype: str | None, shard_size: int
+) -> Converted:
+    """Fill the folder `part` and check it."""
+    cls, config = type(model), model.config
+    unique = {id(value): name for name, value in stored.items()}
+    size = sum(stored[name].nbytes for name in unique.values())
+    with progress(3 * size) as advance:
+        tensors = _cast(stored, dtype, advance)
+        kept = size / max(1, sum(tensors[name].nbytes for name in unique.values()))  # for each byte of the bar
+        if dtype is not None:
+            key = next((key for key in ("torch_dtype", "dtype") if key in config.extra), "dtype")
+            config = dataclasses.replace(config, extra={**config.extra, key: dtype})
+        rewritten = cls(config, tensors, backend="numpy")
+        rewritten.save_pretrained(part, max_shard_size=shard_size, written=lambda count: advance(count * kept))
+        for name in KEPT:
+            if source.is_dir() and (source / name).is_file():
+                shutil.copyfile(source / name, part / name)
+        again = cls.from_pretrained(part, backend="numpy")
+        for name, value in tensors.items():
+            if not _same(again.tensors[name], value):
+                raise Error(f"{name} read again from {part} is not what was written: the disk or the memory is at fault")
+            advance(value.nbytes * kept if name in unique.values() else 0)
+    difference = 0.0
+    for name, value in sample(again).items():
+        difference = max(difference, float(np.abs(value - expected[name]).max() / max(np.abs(expected[name]).max(), 1e-30)))
+    rounded = any(_rounds(value.dtype, tensors[name].dtype) for name, value in stored.items())
+    if not rounded and difference != 0.0:
+        raise Error(f"{part} read again gives other numbers than {source}, by {difference:.1g} of the largest: this is a bug")
+    written = [path.stat().st_size for path in part.glob("*.safetensors")]
+    return Converted(part, cls.__name__, len(open_tensors(part)), sum(written), difference)
+
+
+def _cast(stored: dict[str, Array], dtype: str | None, advance: Callable[[float], object]) -> dict[str, Array]:
+    done: dict[int, Array] = {}
+    for name, value in stored.items():
+        if id(value) in done:
+            continue
+        with np.errstate(over="ignore"):
+            done[id(value)] = value if dtype is None else value.astype(FLOATS[dtype], copy=False)
+        if done[id(value)] is not value and not np.array_equal(np.isfinite(done[id(value)]), np.isfinite(value)):
+            largest = np.abs(value[np.isfinite(value)]).max()
+            raise Error(f"{name} has numbers up to {largest:.3g}, which do not fit {dtype}; choose float32 or bfloat16")
+        advance(value.nbytes)
+    return {name: done[id(value)] for name, value in stored.items()}
+
+
+def _rounds(old: np.dtype[Any], new: np.dtype[Any]) -> bool:
+    return old != new and not (new == np.float32 and old.itemsize < 4)
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Equal to the bit, compared a few megabytes at a time."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat, flat_other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
+    return all(np.array_equal(flat[i : i + PIECE], flat_other[i : i + PIECE]) for i in range(0, flat.size, PIECE))
+
+
+@contextmanager
+def progress(total: float) -> Iterator[Callable[[float], object]]:
+    """A bar on standard error that is told of bytes done: on a terminal and where rich is installed, else nothing."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    except ImportError:
+        yield lambda _: None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("converting", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tinyroberta convert`, and `run` as what runs it."""
+    parser.description = "Write a checkpoint of any format as a folder of config.json, safetensors and the tokenizer's files."
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder, a file or a Hub repository")
+    parser.add_argument("destination", metavar="DESTINATION", help="a folder that is new or empty")
+    parser.add_argument("--dtype", choices=tuple(FLOATS), help="of all tensors (as they are stored)")
+    parser.add_argument("--max-shard-size", type=_size, default=SHARD_SIZE, metavar="SIZE", help="of one file, as 500MB (5GB)")
+    parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
+    parser.set_defaults(run=run)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+) ?([KMG]i?B)?", text)
+    if match is None or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, as 500MB or 5GB is")
+    return int(match[1]) * UNITS[match[2] or ""]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, say what was written, clean up when told to end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        done = convert(
+            arguments.source, arguments.destination, arguments.dtype, arguments.max_shard_size, revision=arguments.revision
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    moved = f"within {done.difference:.1e} of the source's" if done.difference else "the source's to the bit"
+    print(f"{done.folder}: {done.architecture}, {done.tensors} tensors, {done.bytes:,} bytes; its outputs are {moved}")
+    return 0

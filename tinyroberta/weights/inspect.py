@@ -1,0 +1,209 @@
+"""What a checkpoint holds, from the headers of its files alone."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import models
+from ..errors import Error
+from . import names
+from .checkpoint import Stored, format_of
+from .foreign import Renamed
+from .hub import checkpoint_folder
+from .names import Shape
+from .safetensors import DTYPES, Array, Tensors
+
+SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+    "type_vocab_size",
+)  # fmt: skip
+
+
+def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint holds, as JSON can say it; no tensor is read.
+
+    source, format, files {name: bytes}; model_type, architecture (the class), sizes; parameters (the model's numbers, tied ones
+    once) and bytes; dtypes {name: {tensors, bytes}}; tensors [{name, shape, dtype, bytes, used}]; tied {name: the tensor that
+    stands for it}; unused [name]; problem: why the model cannot be loaded, or null. Raises Error where there are no weights.
+    """
+    folder = checkpoint_folder(source, revision)
+    form = format_of(folder)
+    stored = form.open(folder)
+    dtypes = {name: dtype_of(stored, name) for name in stored}
+    cls, config, problem = None, None, None
+    try:
+        cls, config = models.class_of(folder, stored)
+        cls._check_config(config)
+    except Error as error:
+        problem = str(error)
+    taken = Taken(stored, dtypes)
+    arrays: dict[str, Array] = {}
+    if cls is not None and config is not None and problem is None:
+        family = names.FAMILIES[cls.model_type]
+        try:
+            shapes = cls.encoder_shapes(config), cls.head_shapes(config)
+            arrays = names.gather(taken, *shapes, config.tie_word_embeddings, str(folder), family)
+        except Error as error:
+            problem = str(error)
+    ties = tied(stored, arrays, taken)
+    used = {ties.get(name, name) for name in taken.used} | set(taken.used)
+    tensors: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "shape": list(stored.shape(name)),
+            "dtype": dtype,
+            "bytes": math.prod(stored.shape(name)) * item_size(dtype),
+            "used": name in used if arrays else None,
+        }
+        for name, dtype in dtypes.items()
+    ]
+    counted: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        count = counted.setdefault(tensor["dtype"], {"tensors": 0, "bytes": 0})
+        count["tensors"] += 1
+        count["bytes"] += tensor["bytes"]
+    return {
+        "source": str(source),
+        "format": form.name,
+        "files": {path.name: path.stat().st_size for path in files_of(folder, form.files[0])},
+        "model_type": None if config is None else config.model_type,
+        "architecture": None if cls is None else cls.__name__,
+        "sizes": {} if config is None else {name: getattr(config, name) for name in SIZES},
+        "parameters": sum(math.prod(stored.shape(name)) for name in (used or stored) if name not in ties),
+        "bytes": sum(count["bytes"] for count in counted.values()),
+        "dtypes": counted,
+        "tensors": tensors,
+        "tied": ties,
+        "unused": [name for name in stored if arrays and name not in used],
+        "problem": problem,
+    }
+
+
+def dtype_of(stored: Stored, name: str) -> str:
+    """A tensor's dtype as NumPy names it, from the header where the format has one."""
+    return stored.dtype(name) if isinstance(stored, Tensors | Renamed) else stored[name].dtype.name
+
+
+def item_size(dtype: str) -> int:
+    """How many bytes a number takes, by NumPy's name of its dtype or by safetensors' for those of 8 bits that NumPy lacks."""
+    known = {known.name: known.itemsize for known in DTYPES.values()}
+    digits = "".join(filter(str.isdigit, dtype.partition("_")[0]))
+    return known.get(dtype) or (int(digits) // 8 if digits else 1)
+
+
+def files_of(path: Path, single: str) -> list[Path]:
+    """The files of a format, its one or its shards, by the name of the one; a file is itself."""
+    stem, suffix = Path(single).stem.rstrip("*"), Path(single).suffix
+    return sorted(path.glob(f"{stem}*{suffix}")) if path.is_dir() else [path]
+
+
+class Taken:
+    """Stored tensors that notes which of them are asked for, and gives one number for each, told apart, in its dtype."""
+
+    def __init__(self, stored: Stored, dtypes: dict[str, str]) -> None:
+        self.stored, self.dtypes, self.aliases = stored, dtypes, stored.aliases
+        self.used: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        dtype = next((dtype for dtype in DTYPES.values() if dtype.name == self.dtypes[name]), None)
+        if dtype is None:
+            raise Error(f"{name} is stored as {self.dtypes[name]}; weights can be {', '.join(DTYPES)}")
+        number = self.used.setdefault(name, len(self.used))
+        return np.array([number]).astype(np.float32 if dtype.kind in "fV" else dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a tensor."""
+        return self.stored.shape(name)
+
+
+def tied(stored: Stored, arrays: dict[str, Array], taken: Taken) -> dict[str, str]:
+    """{a weight: the tensor that stands for it}: the model's ties, the metadata's aliases, tensors in one place or twice."""
+    sources = {number: name for name, number in taken.used.items()}
+    shared: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, array in arrays.items():
+        if id(array) in first:
+            shared[name] = sources[int(array.reshape(-1)[0])]
+        first.setdefault(id(array), name)
+    if isinstance(stored, Renamed):
+        for name in stored:
+            shared |= dict.fromkeys(stored.sources(name)[1:], name)
+    elif not isinstance(stored, Tensors):
+        places: dict[Any, str] = {}
+        for name in stored:
+            view = stored[name]
+            kept = places.setdefault((view.__array_interface__["data"], view.shape, view.strides), name)
+            if kept != name:
+                shared[name] = kept
+    return shared | stored.aliases
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tinyroberta inspect`, and `run` as what runs it."""
+    parser.description = "Print what a checkpoint holds; only the headers of its files are read."
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder, a file or a Hub repository")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a checkpoint's description; 1 where the model cannot be loaded."""
+    content = inspect(arguments.source, arguments.revision)
+    if arguments.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        show(content)
+    return 0 if content["problem"] is None else 1
+
+
+def show(content: dict[str, Any]) -> None:
+    """A description as tables for people; raises Error where rich is not installed."""
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError as error:
+        raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    rows = {
+        "source": content["source"],
+        "format": content["format"],
+        "files": "\n".join(f"{name}  {size:,} bytes" for name, size in content["files"].items()),
+        "architecture": content["architecture"] or "unknown",
+        "sizes": ", ".join(f"{name} {size}" for name, size in content["sizes"].items()),
+        "parameters": f"{content['parameters']:,}",
+        "dtypes": ", ".join(f"{name}: {n['tensors']} tensors, {n['bytes']:,} bytes" for name, n in content["dtypes"].items()),
+        "tied": "\n".join(f"{name} is {kept}" for name, kept in content["tied"].items()) or "nothing",
+        "unused": "\n".join(content["unused"]) or "nothing",
+    }
+    for name, text in rows.items():
+        facts.add_row(name, escape(text))
+    console.print(facts)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("shape", "dtype", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("tensor", overflow="fold")
+    for tensor in content["tensors"]:
+        shape = " x ".join(map(str, tensor["shape"])) or "1"
+        style = "dim" if tensor["used"] is False else ""
+        table.add_row(shape, tensor["dtype"], f"{tensor['bytes']:,}", escape(tensor["name"]), style=style)
+    console.print(table)
+    if content["problem"]:
+        console.print(f"\n[bold]cannot be loaded:[/bold] {escape(content['problem'])}", soft_wrap=True)
