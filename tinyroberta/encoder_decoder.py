@@ -135,7 +135,8 @@ class EncoderDecoderModel:
     ) -> Seq2SeqLMOutput:
         """ids (B, Se) and decoder ids (B, S) -> logits (B, S, V); mirrors EncoderDecoderModel.forward.
 
-        With labels and no decoder ids, those are the labels shifted right; the loss compares logits and labels place by place.
+        With labels and no decoder ids, those are the labels shifted right, their padding masked; the loss compares logits and
+        labels place by place.
         Raises Error where the decoder has nothing to read.
         """
         kept = Options(**{**options, "return_dict": True})
@@ -147,6 +148,8 @@ class EncoderDecoderModel:
         source = self._projected(encoded.last_hidden_state)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shifted(np.asarray(labels))
+            if decoder_attention_mask is None:
+                decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
         output = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,
