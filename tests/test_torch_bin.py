@@ -35,8 +35,8 @@ def test_the_writer_writes_what_torch_reads(tmp_path: Path) -> None:
     save(tmp_path / "x.bin", arrays)
     theirs, ours = torch.load(tmp_path / "x.bin"), open_torch([tmp_path / "x.bin"])
     assert all(np.array_equal(theirs[key].numpy(), ours[key]) and np.array_equal(ours[key], arrays[key]) for key in arrays)
-    (tmp_path / "y.bin").write_bytes(legacy(pickled({"w": tensor(stored=storage("0", 4, "torch FloatStorage", "cpu", None))})))
-    assert torch.load(tmp_path / "y.bin")["w"].tolist() == [0] * 4
+    save(tmp_path / "y.bin", arrays, "legacy")
+    assert all(np.array_equal(torch.load(tmp_path / "y.bin")[key].numpy(), x) for key, x in arrays.items())
 
 
 @pytest.mark.parametrize("file", KINDS)
@@ -253,7 +253,7 @@ def assert_refused(path: Path) -> None:
         tracemalloc.stop()
     assert len(str(told.value)) < 400 + len(str(path))
     assert "\n" not in str(told.value)
-    assert peak < 4 * path.stat().st_size + 4 * 2**20
+    assert peak < 4 * path.stat().st_size + 8 * 2**20
     assert time.perf_counter() - start < 10
 
 
@@ -430,7 +430,7 @@ def peak():
 
 before = peak()
 tracemalloc.start()
-model = tinyroberta.load(sys.argv[1], backend="numpy")
+model = tinyroberta.load(sys.argv[1], backend="numpy", dtype=sys.argv[2])
 held = {}
 def walk(tree):
     for value in tree.values():
@@ -441,7 +441,8 @@ print(sum(held.values()), peak() - before, tracemalloc.get_traced_memory()[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
-def test_loading_peaks_at_the_loaded_models_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "dtype"), [("zip", "float32"), ("zip", "float64"), ("legacy", "float32")])
+def test_loading_peaks_at_the_loaded_models_memory(tmp_path: Path, layout: str, dtype: str) -> None:
     sizes = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 16000}
     config = tinyroberta.RobertaPreLayerNormConfig(**sizes, architectures=["RobertaPreLayerNormForMaskedLM"])
     config.save_pretrained(tmp_path)
@@ -450,8 +451,8 @@ def test_loading_peaks_at_the_loaded_models_memory(tmp_path: Path) -> None:
         for key, shape in tinyroberta.RobertaPreLayerNormForMaskedLM.head_shapes(config).items()
         if key != "lm_head.decoder.weight"
     }
-    save(tmp_path / "pytorch_model.bin", {key: np.ones(shape, np.float32) for key, shape in shapes.items()})
-    done = subprocess.run([sys.executable, "-c", LOADING, str(tmp_path)], capture_output=True, text=True, check=True)
+    save(tmp_path / "pytorch_model.bin", {key: np.ones(shape, np.float32) for key, shape in shapes.items()}, layout)
+    done = subprocess.run([sys.executable, "-c", LOADING, str(tmp_path), dtype], capture_output=True, text=True, check=True)
     model, resident, traced = map(int, done.stdout.split())
     assert model > 10**8
     assert resident <= 1.2 * model

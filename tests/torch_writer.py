@@ -76,12 +76,17 @@ def legacy(data: bytes, keys: Any = ("0",), storages: bytes = struct.pack("<q", 
     return MAGIC + about + data + pickled(list(keys)) + storages
 
 
-def save(path: Any, arrays: dict[str, np.ndarray]) -> None:
+def save(path: Any, arrays: dict[str, np.ndarray], layout: str = "zip") -> None:
     """A state dict as torch.save writes it, array by array."""
-    described = {}
+    described, view = {}, (None,) if layout == "legacy" else ()
     for key, (label, x) in enumerate(arrays.items()):
         strides = tuple(step // x.itemsize for step in x.strides)
-        described[label] = tensor(x.shape, strides, 0, storage(str(key), x.size, f"torch {KINDS[x.dtype.name]}"))
+        stored = storage(str(key), x.size, f"torch {KINDS[x.dtype.name]}", "cpu", *view)
+        described[label] = tensor(x.shape, strides, 0, stored)
+    if layout == "legacy":
+        storages = b"".join(struct.pack("<q", x.size) + x.ravel(order="K").tobytes() for x in arrays.values())
+        path.write_bytes(legacy(pickled(described), [str(key) for key in range(len(arrays))], storages))
+        return
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", pickled(described))
         archive.writestr("archive/version", b"3\n")

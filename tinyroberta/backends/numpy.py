@@ -14,6 +14,7 @@ import numpy as np
 from numpy.polynomial.chebyshev import cheb2poly
 
 from ..errors import Error
+from ..weights.files import release
 from . import Activation, Sequences, Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -190,7 +191,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The weights in the settings' dtype, each layer's query, key and value joined as `qkv`; arrays that fit are not copied."""
+    """The weights in the settings' dtype, each layer's query, key and value joined as `qkv`; arrays that fit are not copied.
+
+    What is copied lets go of the file it was mapped from, so that no more than one copy is in memory.
+    """
     if settings.reproducible:
         raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
     dtype = np.dtype(settings.dtype)
@@ -200,13 +204,19 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     def visit(branch: Any, name: str, parent: str) -> Any:
         if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
             if id(branch) not in converted:
-                converted[id(branch)] = branch.astype(dtype, copy=False)
+                fit = branch.astype(dtype, copy=not branch.flags.aligned)
+                converted[id(branch)] = fit
+                if fit is not branch:
+                    release(branch)
             return converted[id(branch)]
         if name == "self" and parent == "attention":
             parts = [branch[part] for part in ("query", "key", "value")]
             joined = {
                 leaf: np.concatenate([part[leaf] for part in parts]).astype(dtype, copy=False) for leaf in ("weight", "bias")
             }
+            for part in parts:
+                for leaf in joined:
+                    release(part[leaf])
             rest = {key: visit(value, key, name) for key, value in branch.items() if key not in ("query", "key", "value")}
             return {"qkv": joined} | rest
         return {key: visit(value, key, name) for key, value in branch.items()}

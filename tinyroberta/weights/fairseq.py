@@ -95,11 +95,12 @@ def _file(path: Path) -> Path:
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the model, from "args" or "cfg": a Namespace, a dict, or omegaconf's nodes, all of them inert."""
-    arguments = _plain(content.get("args"))
     configuration = _plain(content.get("cfg"))
-    if isinstance(configuration, dict):
-        arguments = _plain(configuration.get("model"))
-    return {name: _plain(value) for name, value in arguments.items()} if isinstance(arguments, dict) else {}
+    of_model = configuration.get("model") if isinstance(configuration, dict) else None
+    for arguments in (_plain(of_model), _plain(content.get("args"))):
+        if isinstance(arguments, dict):
+            return {name: _plain(value) for name, value in arguments.items()}
+    return {}
 
 
 def _plain(x: Any) -> Any:

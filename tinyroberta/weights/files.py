@@ -1,11 +1,14 @@
 """Reading and writing whole files so that nothing is half-written and every failure is one sentence."""
 
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import Error
 
@@ -50,6 +53,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def release(x: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Let go of the memory that mirrors a mapped array's part of its file; it is read again if it is looked at again."""
+    whole: Any = x
+    while isinstance(whole, np.ndarray | memoryview):
+        whole = whole.base if isinstance(whole, np.ndarray) else whole.obj
+    if (
+        isinstance(whole, mmap.mmap)
+        and hasattr(mmap, "MADV_DONTNEED")
+        and x.nbytes
+        and (x.flags.c_contiguous or x.flags.f_contiguous)
+    ):
+        start = x.ctypes.data - np.frombuffer(whole, np.uint8, 1).ctypes.data
+        before = start % mmap.PAGESIZE
+        whole.madvise(mmap.MADV_DONTNEED, start - before, x.nbytes + before)
 
 
 def _umask() -> int:

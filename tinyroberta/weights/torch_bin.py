@@ -527,7 +527,7 @@ class Machine:
 
 def _allowance(file_size: int) -> int:
     """How many opcodes or entries a file of a size may hold: each makes an object of some 64 bytes."""
-    return min(2**14 + file_size // 64, MOST_OPCODES)
+    return min(2**16 + file_size // 64, MOST_OPCODES)
 
 
 def _extend(target: Any, items: list[Any]) -> None:
