@@ -21,7 +21,7 @@ from .foreign import DTYPES, MOST, NAME_LIMIT, RANK_LIMIT, Place, Shape, mapped,
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1
 DEPTH_LIMIT = 32
-STEP_LIMIT = 400_000  # reads of a few bytes: a model of 1,000 tensors takes 20,000
+STEP_LIMIT = 200_000  # reads of a few bytes: a model of 1,000 tensors takes 30,000
 
 # the messages of an object header
 DATASPACE, LINK_INFO, DATATYPE, FILL, LINK, EXTERNAL, LAYOUT, FILTERS = 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x0B
