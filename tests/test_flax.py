@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -111,6 +112,12 @@ def test_untied_decoder_is_a_kernel_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_flax(path)["lm_head.decoder.weight"], kernel.T)
 
 
+def nested(names: list[str], value: object) -> object:
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
 ONE = np.ones(4, np.float32)
 HOSTILE = {
     "empty": b"",
@@ -165,6 +172,19 @@ def test_hostile_file_is_refused_by_name(content: bytes, tmp_path: Path) -> None
     path.write_bytes(content)
     with pytest.raises(Error, match=r"flax_model\.msgpack"):
         open_flax(path)
+
+
+def test_names_take_no_more_memory_than_a_model_s(tmp_path: Path) -> None:
+    """20,000 arrays of one number, each below 500 bytes of names that the file holds once."""
+    path = tmp_path / "flax_model.msgpack"
+    leaf = packed(np.ones(1, np.float16))
+    path.write_bytes(msgpack.packb(nested(["a" * 30] * 15, {f"{index}": leaf for index in range(19_000)})))
+    tracemalloc.start()
+    try:
+        assert len(open_flax(path)) == 19_000
+        assert tracemalloc.get_traced_memory()[1] < 5 * 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_indexes_that_lie(tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def open_flax(path: Path) -> Renamed:
 def _leaves(branch: dict[str, Any], path: Path, data: mmap.mmap, prefix: str = "") -> Iterator[tuple[str, Place]]:
     for key, value in branch.items():
         name = prefix + key
+        if len(name) > NAME_LIMIT:
+            raise Error(f"{path}: {name[:40]}... is a name of {len(name)} characters; it may have {NAME_LIMIT}")
         if isinstance(value, Leaf):
             yield name, place(path, name, data, value.dtype, value.shape, ((value.offset, value.size),))
         elif isinstance(value, dict):

@@ -16,8 +16,8 @@ Shape = tuple[int, ...]
 
 DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")}
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
-MOST = 100_000  # tensors, groups or dicts in one file: a larger count is an attack, not a model
-NAME_LIMIT = 1024  # bytes
+MOST = 20_000  # tensors, groups or dicts in one file: a larger count is an attack, not a model
+NAME_LIMIT = 512  # characters of a tensor's whole name
 RANK_LIMIT = 8
 
 
@@ -56,6 +56,8 @@ def place(
     path: Path, name: str, data: mmap.mmap, dtype: np.dtype[Any], shape: Shape, pieces: tuple[tuple[int, int], ...]
 ) -> Place:
     """An array's place, checked; raises Error where its shape and its bytes disagree."""
+    if len(name) > NAME_LIMIT:
+        raise Error(f"{path}: {name[:40]}... is a name of {len(name)} characters; it may have {NAME_LIMIT}")
     if len(shape) > RANK_LIMIT or any(size < 1 for size in shape):
         raise Error(f"{path}: {name} has shape {shape}; a weight has up to {RANK_LIMIT} dimensions and at least one number")
     needed, held = math.prod(shape) * dtype.itemsize, sum(size for _, size in pieces)

@@ -9,18 +9,19 @@ how much memory it takes.
 
 import itertools
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import Error
-from .foreign import DTYPES, NAME_LIMIT, RANK_LIMIT, Place, Shape, mapped, place
+from .foreign import DTYPES, MOST, NAME_LIMIT, RANK_LIMIT, Place, Shape, mapped, place
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1
 DEPTH_LIMIT = 32
-STEP_LIMIT = 500_000  # reads of a few bytes: a model of 1,000 tensors takes 20,000
+STEP_LIMIT = 200_000  # reads of a few bytes: a model of 1,000 tensors takes 30,000
 
 # the messages of an object header
 DATASPACE, LINK_INFO, DATATYPE, FILL, LINK, EXTERNAL, LAYOUT, FILTERS = 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x0B
@@ -65,7 +66,6 @@ class File:
         self.path, self.data = path, mapped(path)
         self.seen: set[int] = set()  # the addresses of headers, nodes and continued blocks: each is read once
         self.steps = 0
-        self.level = 0
         self.found: dict[str, Place] = {}
 
     def refused(self, reason: str) -> Error:
@@ -81,6 +81,8 @@ class File:
         return struct.unpack_from(form, self.data, address)
 
     def once(self, address: int, what: str) -> None:
+        if len(self.seen) > 4 * MOST:
+            raise self.refused(f"more than {MOST} objects are not a model")
         if address in self.seen:
             raise self.refused(f"{what} at byte {address} is reached twice")
         self.seen.add(address)
@@ -136,12 +138,12 @@ class File:
 
     def visit(self, address: int, name: str, depth: int) -> None:
         """Collect the arrays at and below an object."""
-        if depth > DEPTH_LIMIT:
-            raise self.refused(f"more than {DEPTH_LIMIT} groups lie one in another")
+        if depth > DEPTH_LIMIT or len(name) > NAME_LIMIT:
+            raise self.refused(f"more than {DEPTH_LIMIT} groups lie one in another, or a path is longer than {NAME_LIMIT}")
         messages = self.messages(address)
         if SYMBOL_TABLE in messages:
             tree, heap = self.fields("<QQ", messages[SYMBOL_TABLE][0])
-            for child, entry in self.entries(tree, self.heap(heap), 0):
+            for child, entry in self.entries(tree, self.heap(heap), 256):
                 self.visit(entry, f"{name}/{child}" if name else child, depth + 1)
         elif DATASPACE in messages and DATATYPE in messages and LAYOUT in messages:
             shape, dtype = self.shape(messages[DATASPACE][0]), self.dtype(*messages[DATATYPE], name)
@@ -158,19 +160,16 @@ class File:
             raise self.refused(f"there is no whole heap of names at byte {address}")
         return start, size
 
-    def entries(self, address: int, heap: tuple[int, int], depth: int) -> list[tuple[str, int]]:
-        """A group's members, (name, address of the object header), from its B-tree."""
+    def entries(self, address: int, heap: tuple[int, int], above: int) -> Iterator[tuple[str, int]]:
+        """A group's members, (name, address of the object header), from a node of its B-tree below one of level `above`."""
         self.once(address, "a B-tree's node")
         signature, kind, level, used = self.fields("<4sBBH", address)
-        if signature != b"TREE" or kind or depth > DEPTH_LIMIT or (depth and level >= self.level):
+        if signature != b"TREE" or kind or level >= above:
             raise self.refused(f"there is no node of a group's B-tree at byte {address}")
-        self.level = level
-        members: list[tuple[str, int]] = []
         for index in range(used):
             (child,) = self.fields("<Q", address + 32 + 16 * index)
             if level:
-                members += self.entries(child, heap, depth + 1)
-                self.level = level
+                yield from self.entries(child, heap, level)
                 continue
             self.once(child, "a symbol table")
             signature, version, count = self.fields("<4sBxH", child)
@@ -180,8 +179,7 @@ class File:
                 offset, header, cached = self.fields("<QQI", child + 8 + 40 * entry)
                 if cached > 1:
                     raise self.refused("it holds a link to another place")
-                members.append((self.name(offset, heap), header))
-        return members
+                yield self.name(offset, heap), header
 
     def name(self, offset: int, heap: tuple[int, int]) -> str:
         start, size = heap
