@@ -21,9 +21,10 @@ from .models import (
 )
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
 from .weights import names
+from .weights.checkpoint import Part, open_checkpoint
 from .weights.files import read_json, write_json
 from .weights.hub import checkpoint_folder
-from .weights.safetensors import SHARD_SIZE, open_tensors, save_tensors
+from .weights.safetensors import SHARD_SIZE, save_tensors
 
 MODEL_TYPE = "encoder-decoder"
 PROJECTION = "enc_to_dec_proj"
@@ -87,7 +88,7 @@ class EncoderDecoderModel:
             if not isinstance(content.get(part), dict):
                 raise Error(f"{folder}: config.json holds no {part}")
             parts[part] = RobertaPreLayerNormConfig.from_dict(content.pop(part))
-        stored = open_tensors(folder)
+        stored = open_checkpoint(folder)
         heads: tuple[tuple[str, type[Any]], ...] = (
             ("encoder", RobertaPreLayerNormModel),
             ("decoder", RobertaPreLayerNormForCausalLM),
@@ -98,8 +99,8 @@ class EncoderDecoderModel:
             kind._check_config(config)
             shapes = kind.encoder_shapes(config), kind.head_shapes(config)
             where = f"{folder} ({part})"
-            models.append(kind(config, names.gather(stored.part(part), *shapes, config.tie_word_embeddings, where), **running))
-        joined = stored.part(PROJECTION)
+            models.append(kind(config, names.gather(Part(stored, part), *shapes, config.tie_word_embeddings, where), **running))
+        joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
         return cls(models[0], models[1], projection, content)
 

@@ -36,7 +36,7 @@ from .outputs import (
     TokenClassifierOutput,
 )
 from .weights import names
-from .weights.checkpoint import Stored, open_checkpoint
+from .weights.checkpoint import Stored, open_checkpoint, read_config
 from .weights.hub import checkpoint_folder
 from .weights.safetensors import SHARD_SIZE, save_tensors
 
@@ -685,6 +685,10 @@ def load(
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
+    if read_config(folder).get("model_type") == "encoder-decoder":
+        from .encoder_decoder import EncoderDecoderModel
+
+        return EncoderDecoderModel.from_pretrained(folder, **running)
     cls, config = class_of(folder, open_checkpoint(folder))
     return cls.from_pretrained(folder, config=config, **running)
 

@@ -29,6 +29,30 @@ def open_safetensors(folder: Path) -> Stored:
     return (tf if tensors.format == "tf" else flax).renamed(tensors, folder)
 
 
+class Part:
+    """The tensors of a checkpoint under `prefix.`, by what follows it: one of several models in a file."""
+
+    def __init__(self, stored: Stored, prefix: str) -> None:
+        self._stored, self._start = stored, f"{prefix}."
+        self._names = [name.removeprefix(self._start) for name in stored if name.startswith(self._start)]
+        known = set(self._names)
+        pairs = ((alias.removeprefix(self._start), kept.removeprefix(self._start)) for alias, kept in stored.aliases.items())
+        self.aliases = {alias: kept for alias, kept in pairs if kept in known and alias not in known}
+
+    def __getitem__(self, name: str) -> Array:
+        return self._stored[self._start + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, before it is read."""
+        return self._stored.shape(self._start + name)
+
+
 class Format(NamedTuple):
     """A way in which weights are stored: the files that show it, any one of them, and what opens the folder that holds one."""
 

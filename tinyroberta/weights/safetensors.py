@@ -86,17 +86,6 @@ class Tensors(Mapping[str, Array]):
         """The shape of a tensor, read from the header alone."""
         return self._views[name][3]
 
-    def part(self, prefix: str) -> "Tensors":
-        """The tensors under `prefix.`, by what follows it."""
-        start, part = f"{prefix}.", Tensors([])
-        part._views = {name.removeprefix(start): view for name, view in self._views.items() if name.startswith(start)}
-        part._paths = {name.removeprefix(start): path for name, path in self._paths.items() if name.startswith(start)}
-        aliases = {
-            name.removeprefix(start): kept.removeprefix(start) for name, kept in self.aliases.items() if name.startswith(start)
-        }
-        part.aliases = {name: kept for name, kept in aliases.items() if kept in part}
-        return part
-
     def dtype(self, name: str) -> str:
         """The dtype of a tensor as NumPy names it, or as the header does where no weight has it; nothing is read."""
         dtype = self._views[name][1]
