@@ -254,3 +254,19 @@ def test_pair_refusals() -> None:
     encoder = tinyroberta.RobertaPreLayerNormModel(base)
     with pytest.raises(Error, match="cannot read"):
         EncoderDecoderModel(encoder, tinyroberta.RobertaPreLayerNormForCausalLM(dataclasses.replace(base, is_decoder=True)))
+
+
+def test_a_pair_of_another_family(tmp_path: Path) -> None:
+    sizes = SIZES | {"is_decoder": False}
+    E = transformers.XLMRobertaConfig(**sizes)
+    D = transformers.RobertaConfig(**SIZES, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(E, D, decoder_start_token_id=0, pad_token_id=1)
+    theirs = shaken(transformers.EncoderDecoderModel(config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tinyroberta.load(tmp_path / "theirs", dtype="float64")
+    wanted = theirs.double()(torch.tensor(IDS), decoder_input_ids=torch.tensor(IDS)).logits.detach().numpy()
+    np.testing.assert_allclose(ours(IDS, decoder_input_ids=IDS).logits, wanted, rtol=1e-10, atol=1e-12)
+    ours.save_pretrained(tmp_path / "ours")
+    np.testing.assert_allclose(
+        tinyroberta.load(tmp_path / "ours", dtype="float64")(IDS, decoder_input_ids=IDS).logits, wanted, rtol=1e-10
+    )

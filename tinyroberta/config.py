@@ -272,14 +272,13 @@ CONFIGS: dict[str, type[RobertaPreLayerNormConfig]] = {
 
 def config_of(path_or_repo: str | Path, revision: str | None = None) -> RobertaPreLayerNormConfig:
     """The configuration of a checkpoint, of the class that its model_type says; raises Error as from_pretrained."""
-    path = checkpoint_folder(path_or_repo, revision, weights=False)
-    content = read_config(path)
+    return config_from(read_config(checkpoint_folder(path_or_repo, revision, weights=False)))
+
+
+def config_from(content: Mapping[str, Any]) -> RobertaPreLayerNormConfig:
+    """The configuration in the object of a config.json, of the class that its model_type says; raises Error as from_dict."""
     model_type = content.get("model_type")
-    cls = CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig)
-    try:
-        return cls.from_dict(content)
-    except Error as error:
-        raise Error(f"{path}: {error}") from error
+    return CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig).from_dict(content)
 
 
 ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use_cache", "classifier_dropout"} | {

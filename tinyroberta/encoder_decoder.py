@@ -9,7 +9,7 @@ import numpy as np
 
 from . import generation, losses
 from .backends import Array
-from .config import RobertaPreLayerNormConfig
+from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error
 from .inputs import check_ids
 from .models import (
@@ -18,6 +18,7 @@ from .models import (
     RobertaPreLayerNormForCausalLM,
     RobertaPreLayerNormModel,
     Running,
+    classes_of,
 )
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
 from .weights import names
@@ -87,19 +88,19 @@ class EncoderDecoderModel:
         for part in ("encoder", "decoder"):
             if not isinstance(content.get(part), dict):
                 raise Error(f"{folder}: config.json holds no {part}")
-            parts[part] = RobertaPreLayerNormConfig.from_dict(content.pop(part))
+            parts[part] = config_from(content.pop(part))
+            if parts[part].model_type not in names.FAMILIES:
+                known = ", ".join(names.FAMILIES)
+                raise Error(f"{folder}: the {part}'s model_type is {parts[part].model_type!r}; this version runs {known}")
         stored = open_checkpoint(folder)
-        heads: tuple[tuple[str, type[Any]], ...] = (
-            ("encoder", RobertaPreLayerNormModel),
-            ("decoder", RobertaPreLayerNormForCausalLM),
-        )
-        models = []
-        for part, kind in heads:
-            config = parts[part]
-            kind._check_config(config)
+        models: list[Any] = []
+        for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
+            config, where = parts[part], f"{folder} ({part})"
+            kind = classes_of(config.model_type)[place]
             shapes = kind.encoder_shapes(config), kind.head_shapes(config)
-            where = f"{folder} ({part})"
-            models.append(kind(config, names.gather(Part(stored, part), *shapes, config.tie_word_embeddings, where), **running))
+            family = names.FAMILIES[config.model_type]
+            tensors = names.gather(Part(stored, part), *shapes, config.tie_word_embeddings, where, family)
+            models.append(kind(config, tensors, **running))
         joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
         return cls(models[0], models[1], projection, content)
@@ -111,7 +112,8 @@ class EncoderDecoderModel:
         content: dict[str, Any] = {**self.extra, "architectures": ["EncoderDecoderModel"], "model_type": MODEL_TYPE}
         content |= {"is_encoder_decoder": True}
         for part, model in (("encoder", self.encoder), ("decoder", self.decoder)):
-            stored = names.stored_names(model.tensors, bool(model.head_shapes(model.config)))
+            headed, family = bool(model.head_shapes(model.config)), names.FAMILIES[model.model_type]
+            stored = names.stored_names(model.tensors, headed, family)
             tensors |= {f"{part}.{name}": value for name, value in stored.items()}
             if callable(model.config.hidden_act):
                 raise Error("config: hidden_act is a function, which config.json cannot hold; name a known activation to save")
