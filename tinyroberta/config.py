@@ -272,7 +272,12 @@ CONFIGS: dict[str, type[RobertaPreLayerNormConfig]] = {
 
 def config_of(path_or_repo: str | Path, revision: str | None = None) -> RobertaPreLayerNormConfig:
     """The configuration of a checkpoint, of the class that its model_type says; raises Error as from_pretrained."""
-    return config_from(read_config(checkpoint_folder(path_or_repo, revision, weights=False)))
+    path = checkpoint_folder(path_or_repo, revision, weights=False)
+    content = read_config(path)
+    try:
+        return config_from(content)
+    except Error as error:
+        raise Error(f"{path}: {error}") from error
 
 
 def config_from(content: Mapping[str, Any]) -> RobertaPreLayerNormConfig:
