@@ -38,6 +38,26 @@ def test_vocabulary_and_merges_read_as_tokenizer_json_does(tokenizer, tmp_path: 
         assert other.decode(other.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
 
 
+def test_a_sentencepiece_tokenizer_comes_as_tokenizer_json(tmp_path: Path) -> None:
+    """A unigram model with metaspaces, as XLM-RoBERTa and CamemBERT have: the spaces of a filled sentence are right."""
+    import tokenizers
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", "▁the", "▁cat", "▁s", "at", ".", "▁", "a", "c", "t", "<mask>"]
+    other = tokenizers.Tokenizer(tokenizers.models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=3))
+    other.pre_tokenizer, other.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    other.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    other.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", tokenizers.AddedToken("<mask>", lstrip=True)])
+    other.save(str(tmp_path / "tokenizer.json"))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = tinyroberta.RobertaConfig(vocab_size=len(words), **sizes, max_position_embeddings=20)
+    model = tinyroberta.RobertaForMaskedLM(config, seed=1)
+    (candidates,) = fill_mask(model, load_tokenizer(tmp_path), ["the <mask>at."], top_k=len(words))
+    sentences = {c.token: c.sentence for c in candidates}
+    assert sentences[" cat"] == "the catat."
+    assert sentences[" s"] == "the sat."
+    assert sentences["at"] == "theatat."
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(Error, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
@@ -93,6 +113,7 @@ def test_fill_mask_is_the_softmax_at_the_mask(tokenizer, model) -> None:
     (candidates,) = fill_mask(model, tokenizer, [text], top_k=7)
     assert [c.probability for c in candidates] == pytest.approx(sorted(probabilities)[::-1][:7], rel=1e-5)
     assert [c.token for c in candidates] == [tokenizer.decode([i]) for i in np.argsort(-probabilities)[:7]]
+    assert all(c.sentence == f"He shut the{c.token} behind him." for c in candidates)
 
 
 @pytest.mark.parametrize(

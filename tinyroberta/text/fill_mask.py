@@ -55,7 +55,10 @@ def _likeliest(tokenizer: Any, logits: Any, top_k: int) -> list[tuple[str, float
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [(tokenizer.decode([int(token)], skip_special_tokens=False), float(probabilities[token])) for token in best]
+    before = tokenizer.encode("a", add_special_tokens=False).ids  # a token's space is its own only behind another token
+    start = len(tokenizer.decode(before))
+    texts = (tokenizer.decode([*before, int(token)], skip_special_tokens=False)[start:] for token in best)
+    return [(text, float(probabilities[token])) for text, token in zip(texts, best, strict=True)]
 
 
 def _filled(text: str, number: int, token: str) -> str:
