@@ -1,6 +1,7 @@
 """weights/inspect.py: what a checkpoint holds, from its headers."""
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -109,6 +110,15 @@ def test_what_is_wrong_is_said(source: Path) -> None:
     (source / "model.safetensors").unlink()
     with pytest.raises(Error, match="neither"):
         inspect(source)
+
+
+@pytest.mark.parametrize(("count", "said"), [(10**9, "says 1000000000 layers"), (3, r"16 missing: encoder\.layer\.2\.")])
+def test_more_layers_than_there_are(source: Path, count: int, said: str) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": count}))
+    start = time.perf_counter()
+    assert re.search(said, inspect(source)["problem"])
+    assert time.perf_counter() - start < 2
 
 
 def test_dtypes_that_no_weight_has(source: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
 from tinyroberta.models import CLASSES, RobertaPreLayerNormPreTrainedModel
-from tinyroberta.weights.names import PREFIX, WORDS
+from tinyroberta.weights.names import DECODER, PREFIX, WORDS, check_layers, gather, stored_names
 from tinyroberta.weights.safetensors import Tensors, open_tensors, save_tensors, shard_names
 
 CONFIG = RobertaPreLayerNormConfig(
@@ -162,6 +162,20 @@ def test_untied_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(tinyroberta.load(tmp_path)(IDS).logits, expected - bias, atol=1e-5)
 
 
+def test_one_array_of_an_untied_model_is_stored_under_both_names(tmp_path: Path) -> None:
+    """As a .bin of an untied model whose tensors share their storage gives it."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
+    tensors = dict(shaken("RobertaPreLayerNormForMaskedLM").tensors)
+    assert tensors[DECODER] is tensors[WORDS]
+    assert DECODER not in stored_names(tensors, True)
+    save_tensors(tmp_path, stored_names(tensors, True, tied=False))
+    cls = RobertaPreLayerNormForMaskedLM
+    found = gather(open_tensors(tmp_path), cls.encoder_shapes(config), cls.head_shapes(config), False, "the file")
+    assert set(found) == set(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_tied_weights_that_differ_are_both_used(saved: Path) -> None:
     random = np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     rewrite(saved, lambda t: t.update({"lm_head.decoder.weight": random}))
@@ -216,6 +230,13 @@ def test_a_config_of_more_layers_than_the_file_could_hold(saved: Path) -> None:
     (saved / "config.json").write_text(json.dumps(content))
     with pytest.raises(Error, match="layers"):
         tinyroberta.load(saved)
+
+
+def test_layers_are_counted_before_they_are_named(saved: Path) -> None:
+    stored = open_tensors(saved)
+    check_layers(dataclasses.replace(CONFIG, num_hidden_layers=len(stored)), stored, "the file")
+    with pytest.raises(Error, match=f"the file: config.json says {len(stored) + 1} layers, the weights are only {len(stored)}"):
+        check_layers(dataclasses.replace(CONFIG, num_hidden_layers=len(stored) + 1), stored, "the file")
 
 
 @pytest.mark.parametrize(

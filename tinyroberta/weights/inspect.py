@@ -46,6 +46,7 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     if cls is not None and config is not None and problem is None:
         family = names.FAMILIES[cls.model_type]
         try:
+            names.check_layers(config, stored, str(folder))
             shapes = cls.encoder_shapes(config), cls.head_shapes(config)
             arrays = names.gather(taken, *shapes, config.tie_word_embeddings, str(folder), family)
         except Error as error:

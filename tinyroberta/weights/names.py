@@ -124,6 +124,12 @@ def _attention(name: str, D: int, width: int) -> dict[str, Shape]:
     return shapes
 
 
+def check_layers(config: RobertaPreLayerNormConfig, stored: Stored, where: str) -> None:
+    """Raise Error where a configuration has more layers than the file has tensors, before names are made for each of them."""
+    if config.num_hidden_layers > len(stored):
+        raise Error(f"{where}: config.json says {config.num_hidden_layers} layers, the weights are only {len(stored)} tensors")
+
+
 def gather(
     stored: Stored,
     encoder: Mapping[str, Shape],
@@ -233,12 +239,15 @@ def nest(flat: Mapping[str, Any]) -> Tree:
 
 
 def stored_names(
-    arrays: Mapping[str, Array], headed: bool, family: Family = FAMILIES["roberta-prelayernorm"]
+    arrays: Mapping[str, Array], headed: bool, family: Family = FAMILIES["roberta-prelayernorm"], tied: bool = True
 ) -> dict[str, Array]:
-    """A model's tensors under the names that transformers saves, given its own: the prefix back on, tied ones once."""
+    """A model's tensors under the names that transformers saves, given its own: the prefix back on, tied ones once.
+
+    `tied` is config.tie_word_embeddings: without it both word arrays are stored, one array or not, as a reader looks for both.
+    """
     flat: dict[str, Array] = {}
     for name, value in arrays.items():
-        if name == DECODER and value is arrays[WORDS]:
+        if tied and name == DECODER and value is arrays[WORDS]:
             continue
         name = _theirs(name, family)
         flat[name if not headed or name.split(".")[0] in HEADS else family.prefix + name] = value
