@@ -1,14 +1,16 @@
 """config.py: Hugging Face's fields, round trips, refusals."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
+from tinyroberta import Error, RobertaConfig, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
 
 
 def test_defaults_are_hugging_faces() -> None:
@@ -60,6 +62,68 @@ def test_num_labels_and_replace() -> None:
     assert dataclasses.replace(config, hidden_size=96).num_labels == 3
 
 
+def test_label2id_alone_names_the_labels(tmp_path: Path) -> None:
+    config = RobertaPreLayerNormConfig(label2id={"glad": 1, "sad": 0, "merry": 1, "odd": 2})
+    assert config.id2label == {0: "sad", 1: "glad", 2: "odd"}
+    assert config.num_labels == 3
+    assert config.label2id == {"glad": 1, "sad": 0, "merry": 1, "odd": 2}
+    config.save_pretrained(tmp_path)
+    assert RobertaPreLayerNormConfig.from_pretrained(tmp_path) == config
+    assert RobertaPreLayerNormConfig.from_dict({"label2id": {"LABEL_0": 0, "LABEL_1": 1}, "num_labels": 3}).num_labels == 3
+    assert RobertaPreLayerNormConfig(label2id={}) == RobertaPreLayerNormConfig()
+
+
+def test_label2id_beside_default_names_is_kept(tmp_path: Path) -> None:
+    """As transformers keeps both."""
+    content = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"sad": 0, "glad": 1}}
+    config = RobertaPreLayerNormConfig.from_dict(content)
+    assert (config.id2label, config.label2id) == ({0: "LABEL_0", 1: "LABEL_1"}, content["label2id"])
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {name: written[name] for name in content} == content
+    assert RobertaPreLayerNormConfig.from_pretrained(tmp_path) == config
+    assert "label2id" not in RobertaPreLayerNormConfig().to_dict()
+
+
+@pytest.mark.parametrize("cls", [RobertaPreLayerNormConfig, RobertaConfig])
+def test_a_configuration_is_copied_pickled_and_hashed(cls: type[RobertaPreLayerNormConfig]) -> None:
+    config = cls(extra={"new": {"a": [1]}}, eos_token_id=[2, 3], architectures=["RobertaModel"], pruned_heads={1: [0]})
+    for other in (copy.deepcopy(config), copy.copy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        assert other == config
+        assert hash(other) == hash(config)
+    assert copy.deepcopy(config).extra["new"] is not config.extra["new"]
+    assert dataclasses.asdict(config)["extra"] == {"new": {"a": [1]}}
+    assert cls(**dataclasses.asdict(config)) == config
+    assert len({config, cls(hidden_size=96), cls(hidden_size=96)}) == 2
+    given = {"new": 1}
+    kept = cls(extra=given)
+    given["new"] = 2
+    assert kept.extra == {"new": 1}
+
+
+@pytest.mark.parametrize("extra", [None, 5, [("a", 1)], {5: 1}, {"hidden_size": 5}, {"num_labels": 5}], ids=repr)
+def test_extra_maps_other_names_to_values(extra: object) -> None:
+    with pytest.raises(Error, match="config: extra"):
+        RobertaPreLayerNormConfig(extra=extra)
+
+
+def test_a_field_called_extra_survives() -> None:
+    assert RobertaPreLayerNormConfig.from_dict({"extra": {"hidden_size": 5}}).to_dict()["extra"] == {"hidden_size": 5}
+
+
+CIRCLE: list = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.float32(1), {(1, 2): 3}, CIRCLE, "half \ud83d", {"\udcff": 1}], ids=repr)
+def test_what_json_cannot_hold_is_not_saved(tmp_path: Path, value: object) -> None:
+    RobertaPreLayerNormConfig().save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(Error, match="JSON cannot"):
+        RobertaPreLayerNormConfig(extra={"a": value}).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"config.json": before}
+
+
 NONSENSE = [
     ({"hidden_size": 50, "num_attention_heads": 4}, "not a multiple"),
     ({"hidden_act": "gelou"}, "hidden_act"),
@@ -78,6 +142,10 @@ NONSENSE = [
     ({"is_decoder": "yes"}, "is_decoder"),
     ({"add_cross_attention": True}, "is_decoder"),
     ({"id2label": ["a"]}, "id2label"),
+    ({"label2id": ["a"]}, "label2id"),
+    ({"label2id": {"a": "b"}}, "label2id"),
+    ({"label2id": {"a": math.inf}}, "label2id"),
+    ({"label2id": {"a": 0, "b": 1}, "num_labels": 3}, "num_labels is 3, label2id has 2"),
     ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels"),
     ({"num_labels": 10**12}, "num_labels"),
     ({"pruned_heads": {"99": [0]}}, "layer 99"),

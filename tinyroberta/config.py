@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from .errors import Error
@@ -52,15 +51,15 @@ class RobertaPreLayerNormConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 1
     bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
+    eos_token_id: int | list[int] | None = field(default=2, hash=False)
     position_embedding_type: str = "absolute"
     use_cache: bool = True
     classifier_dropout: float | None = None
     model_type: str = "roberta-prelayernorm"
-    architectures: list[str] | None = None
+    architectures: list[str] | None = field(default=None, hash=False)
     num_labels: int | None = None
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
+    id2label: dict[int, str] | None = field(default=None, hash=False)
+    label2id: dict[str, int] | None = field(default=None, hash=False)
     problem_type: str | None = None
     is_decoder: bool = False
     add_cross_attention: bool = False
@@ -69,18 +68,22 @@ class RobertaPreLayerNormConfig:
     decoder_start_token_id: int | None = None
     sep_token_id: int | None = None
     chunk_size_feed_forward: int = 0
-    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict, hash=False)
     tie_word_embeddings: bool = True
     tie_encoder_decoder: bool = False
     tie_last_hidden_states: bool = True
     return_dict: bool = True
     output_hidden_states: bool = False
     output_attentions: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         assign = object.__setattr__
-        assign(self, "extra", MappingProxyType(dict(self.extra)))
+        if not isinstance(self.extra, Mapping) or not all(isinstance(name, str) for name in self.extra):
+            raise Error(f"config: extra is {self.extra!r}; it must map the names of other fields to their values")
+        if twice := [entry.name for entry in dataclasses.fields(self) if entry.name in self.extra and entry.name != "extra"]:
+            raise Error(f"config: extra holds {', '.join(twice)}, which the configuration has itself: give it there")
+        assign(self, "extra", dict(self.extra))
         for name in POSITIVE:
             _check_int(name, getattr(self, name), 1)
         for name in TOKENS:
@@ -150,31 +153,43 @@ class RobertaPreLayerNormConfig:
         return pruned
 
     def _label(self) -> None:
-        assign, count, names = object.__setattr__, self.num_labels, self.id2label
+        """num_labels, id2label and label2id from those that are given; where it is label2id alone, id2label is its inverse."""
+        assign, count = object.__setattr__, self.num_labels
         if count is not None:
             _check_int("num_labels", count, 1)
             if count > MOST_LABELS:
                 raise Error(f"config: num_labels is {count}; at most {MOST_LABELS} are named here")
-        if names is not None:
-            try:
-                names = {int(index): str(label) for index, label in names.items()}
-            except (AttributeError, TypeError, ValueError) as error:
-                raise Error(f"config: id2label is {self.id2label!r}; it must map numbers to names") from error
-            if count is not None and count != len(names):
-                if names != _default_labels(len(names)):
-                    raise Error(
-                        f"config: num_labels is {count}, id2label has {len(names)} names: give one of them, or both alike"
-                    )
-                names = None
-        if names is None:
-            names = _default_labels(2 if count is None else count)
-            assign(self, "label2id", None)
-        if self.label2id is None:
-            assign(self, "label2id", {label: index for index, label in names.items()})
-        elif not isinstance(self.label2id, dict):
-            raise Error(f"config: label2id is {self.label2id!r}; it must map names to numbers")
+        names, numbers = self._names(), self._numbers()
+        if names is None and numbers is not None:
+            names = {index: label for label, index in reversed(numbers.items())}  # of two labels of a number the first
+            names = dict(sorted(names.items()))
+        if names is not None and count is not None and count != len(names):
+            if names != _default_labels(len(names)):
+                which = "label2id" if self.id2label is None else "id2label"
+                raise Error(f"config: num_labels is {count}, {which} has {len(names)} names: give one of them, or both alike")
+            if numbers not in (None, _inverse(names)):
+                raise Error(f"config: num_labels is {count}, label2id has {len(names)} names: give one of them, or both alike")
+            names = numbers = None
+        names = _default_labels(2 if count is None else count) if names is None else names
+        assign(self, "label2id", _inverse(names) if numbers is None else numbers)
         assign(self, "id2label", names)
         assign(self, "num_labels", len(names))
+
+    def _names(self) -> dict[int, str] | None:
+        if self.id2label is None:
+            return None
+        try:
+            return {int(index): str(label) for index, label in self.id2label.items()}
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise Error(f"config: id2label is {self.id2label!r}; it must map numbers to names") from error
+
+    def _numbers(self) -> dict[str, int] | None:
+        if self.label2id is None or self.label2id == {}:
+            return None
+        try:
+            return {str(label): int(index) for label, index in self.label2id.items()}
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise Error(f"config: label2id is {self.label2id!r}; it must map names to numbers") from error
 
     @property
     def head_size(self) -> int:
@@ -209,7 +224,7 @@ class RobertaPreLayerNormConfig:
             value = getattr(self, entry.name)
             default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
             if entry.name == "id2label":
-                if value == _default_labels(2):
+                if value == _default_labels(2) and self.label2id == _inverse(value):
                     continue
                 content["label2id"] = self.label2id
                 value = {str(index): label for index, label in value.items()}
@@ -220,7 +235,7 @@ class RobertaPreLayerNormConfig:
         return content | dict(self.extra)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json to a folder; raises Error where hidden_act is a function, which JSON cannot hold."""
+        """Write config.json to a folder; raises Error on what JSON cannot hold: a function as hidden_act, objects in `extra`."""
         if callable(self.hidden_act):
             raise Error("config: hidden_act is a function, which config.json cannot hold; name a known activation to save")
         write_json(Path(folder) / "config.json", self.to_dict())
@@ -293,6 +308,10 @@ ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _inverse(names: Mapping[int, str]) -> dict[str, int]:
+    return {label: index for index, label in names.items()}
 
 
 def _is_number(value: object) -> bool:

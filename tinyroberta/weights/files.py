@@ -78,6 +78,9 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, indented by two, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Write a JSON object, indented by two, whole or not at all; raises Error on what JSON or UTF-8 cannot hold."""
+    try:
+        text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:  # ValueError: a circle, or half of a surrogate pair
+        raise Error(f"cannot write {path}: it would hold what JSON cannot: {error}") from error
+    write_atomically(path, lambda part: part.write_bytes(text))
