@@ -127,6 +127,86 @@ def test_question_answering_has_two_labels() -> None:
         tinyroberta.RobertaPreLayerNormForQuestionAnswering(dataclasses.replace(CONFIG, num_labels=3))
 
 
+HELD = [(np.zeros((2, 3, 2, 8), np.float32),) * 2] * 2
+ODD = [
+    (CONFIG, {"input_ids": IDS, "position_ids": [[1, 2], [3]]}, "position_ids"),
+    (CONFIG, {"input_ids": IDS, "output_hidden_states": "all"}, "output_hidden_states"),
+    (CONFIG, {"input_ids": IDS, "output_hidden_states": [99]}, "output_hidden_states"),
+    (CONFIG, {"input_ids": IDS, "head_mask": np.ones((2, 1, 3, 1, 4))}, "head_mask"),
+    (CONFIG, {"input_ids": IDS, "head_mask": np.ones((2, 3, 3, 1, 1))}, "head_mask"),
+    (CROSS, {"input_ids": IDS, "encoder_hidden_states": STATES[:, :0]}, "no token"),
+    (DECODER, {"input_ids": IDS, "past_key_values": 7}, "past_key_values"),
+    (DECODER, {"input_ids": IDS, "past_key_values": [None, None]}, "past_key_values"),
+    (DECODER, {"input_ids": IDS, "past_key_values": "ab"}, "past_key_values"),
+    (DECODER, {"input_ids": IDS, "past_key_values": [HELD[0], (np.zeros((2, 3, 4, 8), np.float32),) * 2]}, "every layer"),
+    (DECODER, {"input_ids": IDS, "past_key_values": [(np.zeros((2, 3, 2, 8), int),) * 2] * 2}, "floats"),
+]
+
+
+@pytest.mark.parametrize(("config", "given", "said"), ODD, ids=[f"{case[2]}{i}" for i, case in enumerate(ODD)])
+def test_odder_things(config: RobertaPreLayerNormConfig, given: dict, said: str) -> None:
+    with pytest.raises(Error, match=said):
+        Base(config)(**given)
+
+
+def test_a_cache_of_another_source() -> None:
+    model = tinyroberta.RobertaPreLayerNormForCausalLM(CROSS)
+    past = model(IDS, encoder_hidden_states=STATES).past_key_values
+    again = model(IDS[:, :1], encoder_hidden_states=STATES, past_key_values=past)
+    assert np.isfinite(again.logits).all()
+    with pytest.raises(Error, match="cross-attention to 7"):
+        model(IDS[:, :1], encoder_hidden_states=STATES[:, :5], past_key_values=past)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
+    model = tinyroberta.RobertaPreLayerNormForCausalLM(DECODER)
+    past = model(IDS).past_key_values
+    for wrong in ({"labels": IDS[:1]}, {"labels": IDS * 0.5}, {"logits_to_keep": [9]}, {"logits_to_keep": "x"}):
+        with pytest.raises(Error):
+            model(IDS, past_key_values=past, **wrong)
+        assert past.length == 5
+
+
+def test_tuples_take_the_models_dtype() -> None:
+    past = [tuple(x.astype(np.float16) for x in pair) for pair in HELD]
+    output = tinyroberta.RobertaPreLayerNormForCausalLM(DECODER)(IDS, past_key_values=past, output_attentions=True)
+    assert {x.dtype for x in (output.logits, *output.attentions, *output.past_key_values[0])} == {np.dtype(np.float32)}
+
+
+def test_heads_masked_by_key_are_computed_whole() -> None:
+    model, mask = Base(CONFIG), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    head_mask = np.ones((2, 1, 3, 1, 5))
+    plain = model(IDS, attention_mask=mask).last_hidden_state
+    np.testing.assert_allclose(model(IDS, attention_mask=mask, head_mask=head_mask).last_hidden_state, plain, atol=1e-6)
+
+
+def test_pruned_heads_and_a_head_mask() -> None:
+    model = Base(CROSS)
+    model.prune_heads({0: [1], 1: [0]})
+    assert np.isfinite(model(IDS, head_mask=[1.0, 0.0]).last_hidden_state).all()
+    with pytest.raises(Error, match="head_mask"):
+        model(IDS, head_mask=[1.0, 0.0], encoder_hidden_states=STATES)
+    model.prune_heads({0: [0]})
+    with pytest.raises(Error, match="different heads"):
+        model(IDS, head_mask=[1.0, 0.0])
+
+
+def test_tensors_that_do_not_fit_a_configuration() -> None:
+    tensors = Base(CONFIG).tensors
+    for wrong in ({}, {k: v for k, v in tensors.items() if "LayerNorm" not in k}, tensors | {"LayerNorm.bias": np.zeros(3)}):
+        with pytest.raises(Error, match="do not fit"):
+            Base(CONFIG, wrong)
+
+
+def test_a_model_can_be_copied_and_pickled() -> None:
+    import copy
+    import pickle
+
+    model = Base(CONFIG)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(other(IDS).last_hidden_state, model(IDS).last_hidden_state)
+
+
 def test_surgery_that_cannot_be() -> None:
     model = tinyroberta.RobertaPreLayerNormForMaskedLM(CONFIG)
     before = model(IDS).logits

@@ -132,7 +132,42 @@ def test_a_cache_copies_itself_seldom(model) -> None:
     assert len(buffers) <= 3  # 16, 32, 64
 
 
+def test_positions_do_not_count_pad_tokens_that_are_read(model) -> None:
+    """As in one forward pass: a pad token that is attended stands at the padding position and those after it do not move on."""
+    prompt = np.array([0, 9, 1, 7])
+    tokens = model.generate(prompt[None], np.ones((1, 4)), max_new_tokens=6, eos_token_id=[], use_cache=False)
+    np.testing.assert_array_equal(tokens[0], by_hand(model, prompt, 6))
+    np.testing.assert_array_equal(model.generate(prompt[None], np.ones((1, 4)), max_new_tokens=6, eos_token_id=[]), tokens)
+
+
+def test_narrow_integers_do_not_wrap() -> None:
+    model = shaken(dataclasses.replace(CONFIG, vocab_size=700), dtype="float64")
+    wide = model.generate(IDS, max_new_tokens=8, eos_token_id=[])
+    assert wide.max() > 255
+    np.testing.assert_array_equal(model.generate(IDS.astype(np.uint8), max_new_tokens=8, eos_token_id=[]), wide)
+
+
+def test_ends_come_as_any_integers(model) -> None:
+    wanted = model.generate(IDS, eos_token_id=[5, 8])
+    np.testing.assert_array_equal(model.generate(IDS, eos_token_id=np.array([5, 8]), top_k=np.int64(3)), wanted)
+
+
 REFUSED = [
+    ({"temperature": "hot"}, "temperature"),
+    ({"top_p": None}, "top_p"),
+    ({"length_penalty": "x"}, "length_penalty"),
+    ({"num_beams": True}, "num_beams"),
+    ({"eos_token_id": "x"}, "eos_token_id"),
+    ({"eos_token_ids": (2,)}, "eos_token_ids"),
+    ({"pad_token_id": 99}, "pad_token_id"),
+    ({"first_position": "a"}, "first_position"),
+    ({"bad_words_ids": [5]}, "bad_words_ids"),
+    ({"bad_words_ids": [["a"]]}, "bad_words_ids"),
+    ({"bad_words_ids": [[i] for i in range(40)], "eos_token_id": []}, "no token is left"),
+    ({"stop_strings": [""]}, "stop_strings"),
+    ({"stop_strings": [5]}, "stop_strings"),
+    ({"stop_strings": "x", "tokenizer": 5}, "tokenizer"),
+    ({"streamer": 5}, "streamer"),
     ({"max_length": 4}, "max_length"),
     ({"max_new_tokens": 0}, "max_new_tokens"),
     ({"max_new_tokens": 80}, "positions"),

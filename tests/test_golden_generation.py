@@ -54,6 +54,13 @@ def test_encoder_decoder(dtype: str) -> None:
         np.testing.assert_array_equal(tokens, golden[f"tokens_{way}"])
 
 
+def test_padding_inside_the_labels_counts_as_it_does_there() -> None:
+    model = EncoderDecoderModel.from_pretrained(FOLDER / "encoder_decoder", dtype="float64")
+    for labels in ([[5, -100, 7, 9]], [[-100, 4, 5, 2]], [[5, 6, -100, -100]]):
+        skipped, computed = (model([[0, 9, 2]], labels=labels, padding=padding).loss for padding in ("skip", "compute"))
+        assert skipped == computed
+
+
 def test_a_reloaded_pair_gives_the_same_bits(tmp_path: Path) -> None:
     model = EncoderDecoderModel.from_pretrained(FOLDER / "encoder_decoder")
     ids, decoder_ids = [[0, 9, 17, 2]], [[0, 5, 6]]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .errors import Error
+from .inputs import as_array
 
 Array = Any
 
@@ -64,27 +65,36 @@ class Cache(Sequence[tuple[Array, ...]]):
         self._layers = [(LayerCache(empty, empty), LayerCache(empty, empty)) for _ in range(layers)]
 
     @classmethod
-    def of(cls, past: "Cache | Sequence[Sequence[Array]] | None", layers: int, batch: int) -> "Cache":
+    def of(cls, past: Any, layers: int, batch: int, dtype: Any) -> "Cache":
         """A cache from transformers' tuples, (k, v) or (k, v, cross_k, cross_v) a layer, each (B, H, S, d); a Cache is itself.
 
         Raises Error where the number of layers, the batch or the shapes do not fit.
         """
         if past is None:
             return cls(layers, batch)
-        if len(past) != layers:
-            raise Error(f"past_key_values has {len(past)} layers, the model {layers}")
+        if not isinstance(past, Sequence) or len(past) != layers:
+            held = f"{len(past)} layers" if isinstance(past, Sequence) else f"no layers: it is {type(past).__name__}"
+            raise Error(f"past_key_values has {held}; the model has {layers} layers")
         cache = past if isinstance(past, Cache) else cls(layers, batch)
         if not isinstance(past, Cache):
             for index, entry in enumerate(past):
-                arrays = [np.asarray(x) for x in entry if x is not None]
-                if len(arrays) not in (2, 4) or any(x.ndim != 4 for x in arrays) or arrays[0].shape != arrays[1].shape:
-                    raise Error(
-                        "past_key_values must hold (k, v) or (k, v, cross_k, cross_v) a layer, each (batch, heads, length, d)"
-                    )
-                cross = LayerCache(*arrays[2:]) if len(arrays) == 4 else cache._layers[index][1]
-                cache._layers[index] = (LayerCache(*arrays[:2]), cross)
-        if cache.batch != batch:
-            raise Error(f"past_key_values is for a batch of {cache.batch}, the input one of {batch}")
+                arrays = (
+                    [] if not isinstance(entry, Sequence) else [as_array(x, "past_key_values") for x in entry if x is not None]
+                )
+                pairs = [arrays[:2], arrays[2:]] if len(arrays) == 4 else [arrays]
+                if len(arrays) not in (2, 4) or any(
+                    k.ndim != 4 or k.shape != v.shape or k.dtype.kind not in "fV" for k, v in pairs
+                ):
+                    raise Error("past_key_values must hold (k, v[, cross_k, cross_v]) a layer, floats (batch, heads, length, d)")
+                made = [LayerCache(k.astype(dtype, copy=False), v.astype(dtype, copy=False)) for k, v in pairs]
+                cache._layers[index] = (made[0], made[1] if len(made) == 2 else cache._layers[index][1])
+        for place in (0, 1):
+            shapes = {(pair[place].keys.shape[0], pair[place].length) for pair in cache._layers}
+            if len(shapes) > 1 or {B for B, _ in shapes} != {batch}:
+                held = ", ".join(f"{B} x {length}" for B, length in sorted(shapes))
+                raise Error(
+                    f"past_key_values are for texts x tokens of {held}; every layer must hold as many, of a batch of {batch}"
+                )
         return cache
 
     @property

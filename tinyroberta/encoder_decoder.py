@@ -1,7 +1,7 @@
 """An encoder and a decoder that reads it: translation, summaries. Mirrors transformers' EncoderDecoderModel."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -11,7 +11,7 @@ from . import generation, losses
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error
-from .inputs import check_ids
+from .inputs import as_array, check_ids
 from .models import (
     Options,
     Past,
@@ -147,12 +147,17 @@ class EncoderDecoderModel:
             encoded = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kept)
         else:
             first = encoder_outputs if hasattr(encoder_outputs, "last_hidden_state") else None
-            encoded = first or BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=np.asarray(encoder_outputs[0]))
+            if first is None and not (isinstance(encoder_outputs, Sequence) and len(encoder_outputs)):
+                raise Error("encoder_outputs must be an encoder's output, or a tuple that begins with its last_hidden_state")
+            states = None if first is not None else as_array(encoder_outputs[0], "encoder_outputs")
+            encoded = first or BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states)
         source = self._projected(encoded.last_hidden_state)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self._shifted(np.asarray(labels))
+            decoder_input_ids = self._shifted(as_array(labels, "labels"))
             if decoder_attention_mask is None:
                 decoder_attention_mask = decoder_input_ids != self.config.pad_token_id
+        if labels is not None:
+            kept["padding"] = "compute"  # places whose token is padding may still be labelled
         output = self.decoder(
             decoder_input_ids,
             decoder_attention_mask,
@@ -163,7 +168,7 @@ class EncoderDecoderModel:
             use_cache=use_cache,
             **kept,
         )
-        loss = None if labels is None else losses.masked_lm(np.asarray(output.logits), np.asarray(labels))
+        loss = None if labels is None else losses.masked_lm(np.asarray(output.logits), as_array(labels, "labels"))
         whole = Seq2SeqLMOutput(
             loss,
             output.logits,
@@ -188,8 +193,8 @@ class EncoderDecoderModel:
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
             raise Error("config: decoder_start_token_id and pad_token_id are needed to make decoder ids from labels")
-        if labels.ndim != 2:
-            raise Error(f"labels have shape {labels.shape}; it must be (batch, tokens)")
+        if labels.ndim != 2 or labels.dtype.kind not in "iu":
+            raise Error(f"labels are {labels.dtype} of shape {labels.shape}; they must be integers, (batch, tokens)")
         shifted = np.concatenate([np.full_like(labels[:, :1], start), labels[:, :-1]], 1)
         return np.where(shifted == losses.IGNORED, pad, shifted)
 

@@ -148,7 +148,7 @@ def block(
 def encode(
     ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights | None
 ) -> Encoded:  # (T, D) -> (T, D)
-    """All layers, then in a pre-norm model the final norm: without it x would grow with depth and no head could read it."""
+    """All layers, then in a pre-norm model the final norm, since x has grown with depth and the heads expect one size."""
     kept = Encoded(x, [x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
         x, probabilities, cross_probabilities = block(ops, x, call, index, **weights)

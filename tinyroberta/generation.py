@@ -1,7 +1,7 @@
 """Text from a causal language model, a token at a time: greedy, sampled, or the best of several beams.
 
-Mirrors transformers' GenerationMixin (5.23.0) but for positions: here they start at pad_token_id + 1, as in the forward pass and
-in training; transformers' generate starts them at 0 (first_position=0 reproduces that).
+Mirrors transformers' GenerationMixin (5.23.0) but for positions: here they are those of one forward pass over the whole text,
+from pad_token_id + 1 on and not counting pad tokens; transformers' generate starts them at 0 (first_position=0 does so too).
 
 Shapes: R rows, one for each sequence under way (prompts x beams or samples), L tokens so far, V words.
 """
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from .backends import Array
+from .backends.numpy import softmax
 from .cache import Cache
 from .errors import Error
-from .inputs import check_ids, check_numbers, check_range
+from .inputs import check_ids, check_integers, check_numbers, check_range
+from .losses import log_softmax
 from .outputs import GenerateOutput
 
 LEAST = -1.0e9  # stands for a beam that may not be chosen
@@ -44,21 +46,27 @@ class Choice:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("repetition_penalty", "temperature"):
-            if not getattr(self, name) > 0:
-                raise Error(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("top_p", "min_p", "typical_p"):
+        for name in ("repetition_penalty", "temperature", "length_penalty", "top_p", "min_p", "typical_p"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if not _is_number(value) and not (name == "min_p" and value is None):
+                raise Error(f"{name} is {value!r}; it must be a number")
+            if name in ("repetition_penalty", "temperature") and not value > 0:
+                raise Error(f"{name} is {value}; it must be above 0")
+            if name in ("top_p", "min_p", "typical_p") and value is not None and not 0 <= value <= 1:
                 raise Error(f"{name} is {value}; it must be from 0 to 1")
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens", "top_k"):
-            _check_count(name, getattr(self, name), 0)
+            check_count(name, getattr(self, name), 0)
         for name in ("num_beams", "num_return_sequences"):
-            _check_count(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1)
+        if not isinstance(self.do_sample, bool | np.bool_):
+            raise Error(f"do_sample is {self.do_sample!r}; it must be true or false")
         if self.early_stopping not in (True, False, "never"):
             raise Error(f'early_stopping is {self.early_stopping!r}; it must be True, False or "never"')
-        if any(not len(words) for words in self.bad_words_ids):
-            raise Error("bad_words_ids holds an empty word")
+        words = self.bad_words_ids
+        if not isinstance(words, Sequence) or any(not isinstance(word, Sequence) or not word for word in words):
+            raise Error(
+                f"bad_words_ids is {words!r}; it must be a list of words, each a list of at least one id, none of them empty"
+            )
         if self.num_return_sequences > self.num_beams > 1:
             raise Error(f"num_return_sequences is {self.num_return_sequences}, of only {self.num_beams} beams")
         if self.num_return_sequences > 1 and self.num_beams == 1 and not self.do_sample:
@@ -70,8 +78,13 @@ class Choice:
         return 1 if self.num_beams == 1 else max(2, len(self.eos_token_ids) + 1)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise Error where a value is not a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise Error(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
@@ -97,6 +110,8 @@ def penalise(ids: Array, scores: Array, choice: Choice, prompt: int) -> Array:  
             scores[(ids[:, ids.shape[1] - len(start) :] == start).all(1), last] = -math.inf
     if ids.shape[1] < max(choice.min_length, prompt + choice.min_new_tokens):
         scores[:, list(choice.eos_token_ids)] = -math.inf
+    if (scores == -math.inf).all(1).any():
+        raise Error("no token is left to choose: bad_words_ids, no_repeat_ngram_size and the least lengths rule out all of them")
     return scores
 
 
@@ -120,10 +135,10 @@ def narrow(scores: Array, choice: Choice) -> Array:  # (R, V)
         scores = np.where(scores < least, -math.inf, scores)
     if choice.top_p < 1:
         order = np.argsort(scores, 1, kind="stable")
-        below = np.cumsum(_softmax(np.take_along_axis(scores, order, 1)), 1) <= 1 - choice.top_p
+        below = np.cumsum(softmax(np.take_along_axis(scores, order, 1)), 1) <= 1 - choice.top_p
         scores = _without(scores, order, below, keep)
     if choice.min_p is not None:
-        p = _softmax(scores)
+        p = softmax(scores)
         order = np.argsort(scores, 1, kind="stable")
         below = np.take_along_axis(p < choice.min_p * p.max(1, keepdims=True), order, 1)
         scores = _without(scores, order, below, keep)
@@ -150,17 +165,6 @@ def _without(scores: Array, order: Array, out: Array, keep: int) -> Array:
     return scores
 
 
-def _softmax(scores: Array) -> Array:
-    p = np.exp(scores - scores.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True)
-
-
-def log_softmax(scores: Array) -> Array:  # (R, V)
-    """scores - log sum exp(scores)."""
-    shifted = scores - scores.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
 class CausalLM(Protocol):
     """What generation asks of a model: RobertaPreLayerNormForCausalLM."""
 
@@ -177,7 +181,7 @@ class Rows:
     ids: Array  # (R, capacity), `length` of them in use
     mask: Array  # (R, capacity)
     length: int
-    first_position: int
+    first_position: int | None
     use_cache: bool
     constants: dict[str, Any] = field(default_factory=dict)  # encoder_hidden_states and their mask, (R, ...)
     cache: Cache | None = None
@@ -185,9 +189,12 @@ class Rows:
     def scores(self) -> Array:  # -> (R, V) float64
         """The model's scores for the next token of every row."""
         done = 0 if self.cache is None else self.cache.length
-        mask = self.mask[:, : self.length]
-        positions = np.cumsum(mask, 1) - 1 + self.first_position
-        positions = np.where(mask == 1, positions, self.model.config.pad_token_id or 0)[:, done:]
+        mask, pad = self.mask[:, : self.length], self.model.config.pad_token_id
+        counted = mask == 1
+        first = self.first_position
+        if first is None:
+            counted, first = counted & (self.ids[:, : self.length] != pad), (pad or 0) + 1
+        positions = np.where(counted, np.cumsum(counted, 1) - 1 + first, pad or 0)[:, done:]
         output = self.model(
             self.ids[:, done : self.length],
             attention_mask=None if mask.all() else mask,
@@ -244,43 +251,53 @@ def generate(
     """
     config = model.config
     eos = config.eos_token_id if eos_token_id is None else eos_token_id
-    ends = () if eos is None else tuple(eos) if isinstance(eos, Sequence) else (eos,)
+    ends = () if eos is None or np.size(eos) == 0 else tuple(np.atleast_1d(check_integers(eos, "eos_token_id")).ravel().tolist())
     ends = tuple(token for token in ends if 0 <= token < config.vocab_size)
-    unknown = set(choice) - set(Choice.__dataclass_fields__)
+    unknown = set(choice) - set(Choice.__dataclass_fields__) | set(choice) & {"eos_token_ids"}
     if unknown:
         raise Error(f"generate does not know {', '.join(sorted(unknown))}")
     chosen = Choice(**choice, eos_token_ids=ends)
     for word in chosen.bad_words_ids:
-        check_range(np.asarray(word), "bad_words_ids", config.vocab_size)
+        check_range(check_integers(word, "bad_words_ids"), "bad_words_ids", config.vocab_size)
+    if pad_token_id is not None:
+        check_range(check_integers(pad_token_id, "pad_token_id"), "pad_token_id", config.vocab_size)
     pad = next((token for token in (pad_token_id, config.pad_token_id, *ends) if token is not None), 0)
     given = check_ids(input_ids, "input_ids", config.vocab_size)
     if given.size == 0:
         raise Error(f"the prompts have shape {given.shape}; there must be at least one prompt of one token")
     ids, mask = _left_padded(given, attention_mask, pad, ends)
-    S = ids.shape[1]
+    B, S = ids.shape
     total = _total(S, max_length, max_new_tokens)
+    if first_position is not None:
+        check_count("first_position", first_position, 0)
     first = first_position if first_position is not None else (config.pad_token_id or 0) + 1
     reached = first + int(mask.sum(1).max()) + total - S - 2
-    if config.position_embedding_type == "absolute" and reached >= config.max_position_embeddings:
+    if config.position_embedding_type != "absolute" and total - 1 > config.max_position_embeddings:
+        raise Error(f"{total} tokens; this model's relative positions reach {config.max_position_embeddings}")
+    if reached >= config.max_position_embeddings:
         raise Error(
             f"{total} tokens need position {reached}; this model has positions up to {config.max_position_embeddings - 1}"
         )
-    stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-    if stops and tokenizer is None:
-        raise Error("stop_strings need a tokenizer")
+    stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise Error(f"stop_strings is {stop_strings!r}; it must be a string or several, none of them empty")
+    if stops and not hasattr(tokenizer, "decode"):
+        raise Error("stop_strings need a tokenizer that decodes")
+    if streamer is not None and not callable(streamer):
+        raise Error(f"streamer is {streamer!r}; it must be a function of each step's tokens")
     if streamer is not None and chosen.num_beams > 1:
         raise Error("a streamer cannot follow beams: the best one is known at the end")
 
     copies = chosen.num_beams if chosen.num_beams > 1 else chosen.num_return_sequences
     constants = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-    constants = {name: np.repeat(np.asarray(value), copies, 0) for name, value in constants.items() if value is not None}
+    constants = {name: _for_rows(value, name, B, copies) for name, value in constants.items() if value is not None}
     room = ((0, 0), (0, total - S))
     rows = Rows(
         model,
         np.pad(np.repeat(ids, copies, 0), room, constant_values=pad),
         np.pad(np.repeat(mask, copies, 0), room),
         S,
-        first,
+        first_position,
         bool(use_cache and config.is_decoder),
         constants,
     )
@@ -300,12 +317,20 @@ def generate(
     return GenerateOutput(sequences, tuple(scores), best) if return_dict_in_generate else sequences
 
 
+def _for_rows(value: Any, name: str, B: int, copies: int) -> Array:
+    """What belongs to each prompt, or to all of them, (B or 1, ...) -> (B x copies, ...)."""
+    value = check_numbers(value, name)
+    if value.ndim == 0 or len(value) not in (1, B):
+        raise Error(f"{name} has shape {value.shape}; it must be for a batch of {B}")
+    return np.repeat(np.broadcast_to(value, (B, *value.shape[1:])), copies, 0)
+
+
 def _total(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
     if max_new_tokens is not None:
-        _check_count("max_new_tokens", max_new_tokens, 1)
+        check_count("max_new_tokens", max_new_tokens, 1)
         return prompt + max_new_tokens
     total = 20 if max_length is None else max_length
-    _check_count("max_length", total, 1)
+    check_count("max_length", total, 1)
     if total <= prompt:
         raise Error(f"the prompt has {prompt} tokens and max_length is {total}: give a larger max_length, or max_new_tokens")
     return total
@@ -346,7 +371,7 @@ def _token_by_token(
         scores = penalise(rows.ids[:, : rows.length], rows.scores(), choice, prompt)
         if choice.do_sample:
             scores = narrow(scores, choice)
-            tokens = _draw(_softmax(scores), random)
+            tokens = _draw(softmax(scores), random)
         else:
             tokens = scores.argmax(1)
         kept.append(scores)
@@ -374,7 +399,7 @@ def _beam_search(
     """
     n, prompt = choice.num_beams, rows.length
     B = len(rows.ids) // n
-    width = max(2, 1 + len(choice.eos_token_ids)) * n
+    width = min(max(2, 1 + len(choice.eos_token_ids)), rows.model.config.vocab_size) * n
     running = np.full((B, n), LEAST)
     running[:, 0] = 0
     finished: list[list[tuple[float, Array]]] = [[] for _ in range(B)]

@@ -6,6 +6,7 @@ mask is added to the scores, as Hugging Face does; taken for whatever packing ca
 
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from .backends import Sequences
@@ -126,14 +127,27 @@ def additive(mask: Array, queries: int, causal: bool, dtype: Any) -> Array:  # (
     return bias
 
 
-def check_ids(ids: Any, name: str, size: int) -> Array:
-    """Integer ids, (B, S), each at least 0 and below `size`; raises Error, or RangeError for an id out of range."""
+def as_array(x: Any, name: str) -> Array:
+    """What a caller gave, as an array; raises Error on what cannot be one."""
     try:
-        ids = np.asarray(ids)
-    except ValueError as error:
-        raise Error(f"{name} is ragged: pad every text to one length and say which tokens are real by attention_mask") from error
-    if ids.dtype.kind not in "iu":
-        raise Error(f"{name} has dtype {ids.dtype}; ids are integers")
+        return np.asarray(x)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise Error(f"{name} is no array of numbers: it is ragged (its rows differ in length) or holds something else") from error
+
+
+def check_integers(x: Any, name: str) -> Array:
+    """An array of integers, as int64; raises Error on anything else."""
+    array = as_array(x, name)
+    if array.dtype.kind not in "iu":
+        raise Error(f"{name} has dtype {array.dtype}; it must hold integers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise RangeError(f"{name} holds {array.max()}, which is past every table")
+    return array.astype(np.int64, copy=False)
+
+
+def check_ids(x: Any, name: str, size: int) -> Array:
+    """Integer ids, (B, S) int64, each at least 0 and below `size`; raises Error, or RangeError for an id out of range."""
+    ids = check_integers(x, name)
     if ids.ndim != 2:
         raise Error(f"{name} has shape {ids.shape}; it must be (batch, tokens)")
     check_range(ids, name, size)
@@ -157,9 +171,7 @@ def position_ids_of(
     """
     pad, limit = config.pad_token_id, config.max_position_embeddings
     if given is not None:
-        positions = np.asarray(given)
-        if positions.dtype.kind not in "iu":
-            raise Error(f"position_ids has dtype {positions.dtype}; positions are integers")
+        positions = check_integers(given, "position_ids")
         if positions.shape not in (shape, (1, shape[1]), (shape[1],)):
             raise Error(f"position_ids has shape {positions.shape}; it must be {shape}")
         check_range(positions, "position_ids", limit)
@@ -180,13 +192,24 @@ def position_ids_of(
 
 def check_numbers(x: Any, name: str) -> Array:
     """An array of booleans or real numbers; raises Error on anything else."""
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise Error(f"{name} is ragged: its rows have different lengths") from error
-    if array.dtype.kind not in "biuf":
+    array = as_array(x, name)
+    if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
         raise Error(f"{name} has dtype {array.dtype}; it must hold numbers")
     return array
+
+
+def kept_layers(asked: Any, default: bool, count: int) -> set[int]:
+    """Which of `count` hidden states a call keeps: all, none, or those that a list names (transformers 5).
+
+    Raises Error on anything else.
+    """
+    asked = default if asked is None else asked
+    if isinstance(asked, bool | np.bool_) or (isinstance(asked, int) and asked in (0, 1)):
+        return set(range(count)) if asked else set()
+    named = check_integers(asked, "output_hidden_states")
+    if named.ndim != 1 or (named.size and not -count <= named.min() <= named.max() < count):
+        raise Error(f"output_hidden_states is {asked!r}; it must be true, false or a list of 0 to {count - 1}")
+    return set((named % count).tolist())
 
 
 def check_vectors(x: Any, name: str, width: int, dtype: Any) -> Array:

@@ -18,10 +18,12 @@ from .inputs import (
     Rows,
     additive,
     arrange,
+    as_array,
     check_ids,
     check_numbers,
     check_vectors,
     even,
+    kept_layers,
     position_ids_of,
     take_places,
 )
@@ -94,14 +96,16 @@ class RobertaPreLayerNormPreTrainedModel:
         seed: int = 0,
         **running: Unpack[Running],
     ) -> None:
-        """A model of given tensors, by this library's names (names.encoder_shapes), or a new one drawn with a seed.
+        """A model of given tensors, not copied, by this library's names (names.encoder_shapes), or one drawn with a seed.
 
         Raises Error on settings that the backend cannot fulfil.
         """
-        self.ops, self.settings = settings_of(**running)
+        ops, self.settings = settings_of(**running)
+        self.backend = ops.__name__.rpartition(".")[2]
         self._check_config(config)
         if tensors is None:
             tensors = surgery.new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
+        self._check_tensors(config, tensors)
         self._adopt(config, tensors)
 
     @classmethod
@@ -121,6 +125,21 @@ class RobertaPreLayerNormPreTrainedModel:
                 f"config: model_type is {config.model_type!r}; {cls.__name__} runs {cls.model_type!r}, "
                 f"this version {', '.join(names.FAMILIES)}"
             )
+
+    @classmethod
+    def _check_tensors(cls, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
+        wanted = cls.encoder_shapes(config) | cls.head_shapes(config)
+        if not cls.head_shapes(config) and "pooler.dense.weight" not in tensors:
+            wanted = {name: shape for name, shape in wanted.items() if not name.startswith("pooler.")}
+        wrong = [name for name, shape in wanted.items() if name not in tensors or np.shape(tensors[name]) != shape]
+        wrong += [name for name in tensors if name not in wanted]
+        if wrong:
+            raise Error(f"these tensors do not fit the configuration: {', '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}")
+
+    @property
+    def ops(self) -> Backend:
+        """The backend's functions."""
+        return load_backend(self.backend)
 
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
@@ -218,9 +237,10 @@ class RobertaPreLayerNormPreTrainedModel:
         past_key_values: Past = None,
         use_cache: bool | None = None,
         labelled: bool = False,
+        check: Callable[[tuple[int, int]], object] | None = None,
         options: Options,
     ) -> Encoding:
-        """Check the inputs, choose the rows, run the encoder."""
+        """Check the inputs, with `check` of their (B, S) before a cache is touched, choose the rows, run the encoder."""
         config, dtype = self.config, np.dtype(self.settings.dtype)
         if (input_ids is None) == (inputs_embeds is None):
             raise Error("give exactly one of input_ids and inputs_embeds")
@@ -249,24 +269,31 @@ class RobertaPreLayerNormPreTrainedModel:
             types = np.broadcast_to(types, shape)
 
         caching = config.is_decoder and (config.use_cache if use_cache is None else use_cache)
-        cache = Cache.of(past_key_values, config.num_hidden_layers, shape[0]) if caching or past_key_values is not None else None
+        if check is not None:
+            check(shape)
+        cache = None
+        if caching or past_key_values is not None:
+            cache = Cache.of(past_key_values, config.num_hidden_layers, shape[0], dtype)
         past = 0 if cache is None else cache.length
         mask = None if attention_mask is None else check_numbers(attention_mask, "attention_mask")
         positions = position_ids_of(position_ids, ids, shape, past, config)
         relative = config.position_embedding_type != "absolute"
         if relative and past + shape[1] > config.max_position_embeddings:
             raise Error(f"{past + shape[1]} tokens; this model's relative positions reach {config.max_position_embeddings}")
-        head_masks = self._head_masks(head_mask, dtype)
         source, source_mask = self._source(encoder_hidden_states, encoder_attention_mask, shape, dtype)
+        head_masks = self._head_masks(head_mask, dtype, (*shape, past + shape[1]), None if source is None else source.shape[1])
+        if cache is not None and source is not None and cache.layer(0)[1].length not in (0, source.shape[1]):
+            held = cache.layer(0)[1].length
+            raise Error(f"encoder_hidden_states have {source.shape[1]} tokens, past_key_values hold cross-attention to {held}")
         whole = cache is not None or relative or (source_mask is not None and source_mask.shape[2] > 1)
-        whole = whole or (head_masks is not None and any(m.shape[2] > 1 for m in head_masks))
+        whole = whole or (head_masks is not None and any(max(m.shape[2:]) > 1 for m in head_masks))
         skip = padding == "skip" and not labelled
         rows = arrange(
             mask, shape, None if cache is None else past, causal=config.is_decoder, whole=whole, skip=skip, dtype=dtype
         )
 
         ops, eps = self.ops, config.layer_norm_eps
-        states = options.get("output_hidden_states")
+        states = kept_layers(options.get("output_hidden_states"), config.output_hidden_states, config.num_hidden_layers + 1)
         probs = options.get("output_attentions")
         call = forward.Call(
             eps=eps,
@@ -278,7 +305,7 @@ class RobertaPreLayerNormPreTrainedModel:
             head_mask=head_masks,
             pre_norm=names.FAMILIES[self.model_type].pre_norm,
             probs=config.output_attentions if probs is None else bool(probs),
-            states=config.output_hidden_states if states is None else states is not False,
+            states=bool(states),
             cache=cache,
             chunk=config.chunk_size_feed_forward * shape[0],
         )
@@ -297,22 +324,24 @@ class RobertaPreLayerNormPreTrainedModel:
             encoded.hidden_states[-1] = encoded.last
         return Encoding(rows, encoded, cache if caching else None, None if source is None else source.shape[1])
 
-    def _head_masks(self, head_mask: Any, dtype: Any) -> list[Array] | None:
-        """(heads,), (layers, heads) or (layers, 1 or B, heads, 1 or Sq, 1 or Sk) -> one 4-D mask a layer."""
+    def _head_masks(self, head_mask: Any, dtype: Any, shape: tuple[int, int, int], sources: int | None) -> list[Array] | None:
+        """(heads,), (layers, heads) or (layers, 1 or B, heads, 1 or Sq, 1 or Sk) -> a 4-D mask a layer; shape: B, Sq, Sk."""
         if head_mask is None:
             return None
-        config = self.config
+        config, (B, Sq, Sk) = self.config, shape
         mask = check_numbers(head_mask, "head_mask").astype(dtype)
         if mask.ndim == 1:
             mask = np.broadcast_to(mask, (config.num_hidden_layers, len(mask)))
         if mask.ndim == 2:
             mask = mask[:, None, :, None, None]
         kept = [config.num_attention_heads - len(config.pruned_heads.get(i, ())) for i in range(config.num_hidden_layers)]
-        if mask.ndim != 5 or len(mask) < len(kept) or any(mask.shape[2] not in (1, heads) for heads in kept):
-            raise Error(
-                f"head_mask has shape {np.shape(head_mask)}; it must be ({kept[0]},) or ({len(kept)}, {kept[0]}): "
-                "a number for every head that is not pruned"
-            )
+        every = {*kept, *([] if sources is None else [config.num_attention_heads])}
+        fits = mask.ndim == 5 and len(mask) >= len(kept) and mask.shape[2] in ({1} | every if len(every) == 1 else {1})
+        fits = fits and mask.shape[1] in (1, B) and mask.shape[3] in (1, Sq) and mask.shape[4] in (1, Sk)
+        if not fits or (sources is not None and mask.shape[4] not in (1, sources)):
+            heads = " or ".join(map(str, sorted(every)))
+            told = f"head_mask has shape {np.shape(head_mask)}; it must be (heads,) or ({len(kept)}, heads), heads being {heads}"
+            raise Error(told + ("" if len(every) == 1 else ": with layers of different heads, give (layers, 1, 1, 1, 1)"))
         return list(mask[: len(kept)])
 
     def _source(self, states: Any, mask: Any, shape: tuple[int, int], dtype: Any) -> tuple[Array | None, Array | None]:
@@ -329,6 +358,8 @@ class RobertaPreLayerNormPreTrainedModel:
             )
         states = check_vectors(states, "encoder_hidden_states", config.hidden_size, dtype)
         B, S = states.shape[:2]
+        if S == 0:
+            raise Error("encoder_hidden_states hold no token")
         if shape[0] != B:
             raise Error(f"encoder_hidden_states are for a batch of {B}, the input is one of {shape[0]}")
         if mask is None:
@@ -343,9 +374,8 @@ class RobertaPreLayerNormPreTrainedModel:
         rows, encoded = encoding.rows, encoding.encoded
         fields: dict[str, Any] = {}
         if encoded.hidden_states:
-            wanted = options.get("output_hidden_states")
             count = len(encoded.hidden_states)
-            chosen = range(count) if wanted is None or isinstance(wanted, bool) else [i % count for i in wanted]
+            chosen = kept_layers(options.get("output_hidden_states"), self.config.output_hidden_states, count)
             fields["hidden_states"] = tuple(rows.unpack(x) if i in chosen else None for i, x in enumerate(encoded.hidden_states))
         if encoded.attentions:
             fields["attentions"] = tuple(rows.unpack_probabilities(p) for p in encoded.attentions)
@@ -414,7 +444,7 @@ class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
 
     def _logits(self, encoding: Encoding, logits_to_keep: Any) -> Array:  # -> (B, S, V), or the places kept
         rows, last = encoding.rows, encoding.encoded.last
-        keep = np.asarray(logits_to_keep)
+        keep = as_array(logits_to_keep, "logits_to_keep")
         everything = keep.ndim == 0 and not keep
         if not everything:
             computed = take_places(rows.unpack(np.ones((len(last), 1), bool)), keep)
@@ -452,6 +482,14 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
         logits_to_keep: the last k places, places (K,), places of each row (B, K), or those where a (B, S) mask of booleans is
         true, which gives (K, V); 0 for all.
         """
+
+        def check(shape: tuple[int, int]) -> None:
+            if labels is not None:
+                losses.check_labels(as_array(labels, "labels"), shape)
+            if np.ndim(keep) or keep:
+                take_places(np.empty((*shape, 1)), keep)
+
+        keep = as_array(logits_to_keep, "logits_to_keep")
         encoding = self._encode(
             input_ids,
             attention_mask,
@@ -464,10 +502,11 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
             past_key_values=past_key_values,
             use_cache=False if labels is not None else use_cache,
             labelled=labels is not None,
+            check=check,
             options=options,
         )
-        logits = self._logits(encoding, logits_to_keep)
-        loss = None if labels is None else losses.causal_lm(self.ops.to_numpy(logits), np.asarray(labels))
+        logits = self._logits(encoding, keep)
+        loss = None if labels is None else losses.causal_lm(self.ops.to_numpy(logits), as_array(labels, "labels"))
         return self._returned(
             CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
         )
@@ -512,7 +551,7 @@ class RobertaPreLayerNormForMaskedLM(_LanguageModel):
             options=options,
         )
         logits = self._logits(encoding, logits_to_keep)
-        loss = None if labels is None else losses.masked_lm(self.ops.to_numpy(logits), np.asarray(labels))
+        loss = None if labels is None else losses.masked_lm(self.ops.to_numpy(logits), as_array(labels, "labels"))
         return self._returned(MaskedLMOutput(loss, logits, **self._kept(encoding, options)), options)
 
 
@@ -546,7 +585,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
             )
         loss = None
         if labels is not None:
-            loss, _ = losses.sequence_classification(self.ops.to_numpy(logits), np.asarray(labels), self.config.problem_type)
+            loss = losses.sequence_classification(self.ops.to_numpy(logits), as_array(labels, "labels"), self.config.problem_type)
         return self._returned(SequenceClassifierOutput(loss, logits, **self._kept(encoding, options)), options)
 
 
@@ -572,12 +611,12 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """ids (B, choices, S) -> logits (B, choices); mirrors RobertaPreLayerNormForMultipleChoice.forward, its order too."""
         given = input_ids if input_ids is not None else inputs_embeds
-        shape = np.shape(given)
+        shape = () if given is None else as_array(given, "input_ids" if input_ids is not None else "inputs_embeds").shape
         if given is None or len(shape) != (3 if input_ids is not None else 4):
             raise Error(f"multiple choice reads input_ids of shape (batch, choices, tokens); these have {shape}")
 
         def flat(x: Any) -> Any:
-            x = None if x is None else np.asarray(x)
+            x = None if x is None else as_array(x, "an input")
             return x.reshape(-1, *x.shape[2:]) if x is not None and x.ndim > 2 else x
 
         inputs = (flat(input_ids), flat(attention_mask), flat(token_type_ids), flat(position_ids), head_mask, flat(inputs_embeds))
@@ -585,7 +624,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
         with self.ops.running(self.settings):
             pooled = forward.pool(self.ops, encoding.rows.first(encoding.encoded.last), **self.weights["pooler"])
             logits = self.ops.linear(pooled, **self.weights["classifier"]).reshape(shape[:2])
-        loss = None if labels is None else losses.multiple_choice(self.ops.to_numpy(logits), np.asarray(labels))
+        loss = None if labels is None else losses.multiple_choice(self.ops.to_numpy(logits), as_array(labels, "labels"))
         return self._returned(MultipleChoiceModelOutput(loss, logits, **self._kept(encoding, options)), options)
 
 
@@ -612,7 +651,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
         encoding = self._encode(*inputs, labelled=labels is not None, options=options)
         with self.ops.running(self.settings):
             logits = encoding.rows.unpack(self.ops.linear(encoding.encoded.last, **self.weights["classifier"]))
-        loss = None if labels is None else losses.token_classification(self.ops.to_numpy(logits), np.asarray(labels))
+        loss = None if labels is None else losses.token_classification(self.ops.to_numpy(logits), as_array(labels, "labels"))
         return self._returned(TokenClassifierOutput(loss, logits, **self._kept(encoding, options)), options)
 
 
@@ -641,7 +680,10 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
         end_positions: Any = None,
         **options: Unpack[Options],
     ) -> QuestionAnsweringModelOutput:
-        """ids (B, S) -> start_logits, end_logits (B, S); mirrors RobertaPreLayerNormForQuestionAnswering.forward."""
+        """ids (B, S) -> start_logits, end_logits (B, S); mirrors RobertaPreLayerNormForQuestionAnswering.forward.
+
+        Skipped padding has logits 0, which may be above an answer's: look for the best among attended places.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         labelled = start_positions is not None and end_positions is not None
         encoding = self._encode(*inputs, labelled=labelled, options=options)
@@ -649,7 +691,7 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
             logits = encoding.rows.unpack(self.ops.linear(encoding.encoded.last, **self.weights["qa_outputs"]))
         start, end, loss = logits[..., 0], logits[..., 1], None
         if labelled:
-            positions = (np.asarray(start_positions), np.asarray(end_positions))
+            positions = (as_array(start_positions, "start_positions"), as_array(end_positions, "end_positions"))
             loss = losses.question_answering(self.ops.to_numpy(start), self.ops.to_numpy(end), *positions)
         return self._returned(QuestionAnsweringModelOutput(loss, start, end, **self._kept(encoding, options)), options)
 

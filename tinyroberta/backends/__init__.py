@@ -43,6 +43,8 @@ class Sequences(NamedTuple):
 class Backend(Protocol):
     """The op contract; backends/numpy.py says what each op means."""
 
+    __name__: str
+
     def embed(
         self, ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Array
     ) -> Array: ...
