@@ -21,6 +21,7 @@ for needed in ("ipykernel", "matplotlib", "tokenizers"):
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 ANSWER = re.compile(r"```python\n(.*?)```", re.DOTALL)
+SAPIENS = os.environ.get("TINYROBERTA_SAPIENS", "")
 LARGEST = 600_000  # bytes of an .ipynb: a code host still shows it, and the repository stays small
 
 parametrized = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -57,6 +58,12 @@ def execute(notebook: Any, folder: str) -> None:
     del notebook.metadata["language_info"]  # the version of Python that ran it
 
 
+def skipped(notebook: Any) -> list[str]:
+    """What a notebook says that it leaves out, because something cannot be had."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [line for output in outputs for line in output.get("text", "").splitlines() if line.startswith("Skipped")]
+
+
 def complaints(notebook: Any) -> list[str]:
     """Errors and warnings among the outputs."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -67,10 +74,24 @@ def complaints(notebook: Any) -> list[str]:
 @parametrized
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(jupyter_core|nbclient|asyncio|traitlets).*")
 @pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
-def test_runs(notebook: Path, tmp_path: Path) -> None:
+def test_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Sapiens where it is at hand; a test fetches nothing."""
+    monkeypatch.setenv("TINYROBERTA_SAPIENS", str(Path(SAPIENS or tmp_path).resolve()))
     cells = with_answers(read(notebook))
     execute(cells, str(tmp_path))
     assert not complaints(cells)
+    assert not (SAPIENS and skipped(cells))
+
+
+@pytest.mark.skipif(not SAPIENS, reason="test_runs runs without it already")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(jupyter_core|nbclient|asyncio|traitlets).*")
+@pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
+def test_runs_without_sapiens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYROBERTA_SAPIENS", str(tmp_path))
+    cells = with_answers(read(NOTEBOOKS[0].with_name("02_norm_and_add.py")))
+    execute(cells, str(tmp_path))
+    assert not complaints(cells)
+    assert len(skipped(cells)) == 1
 
 
 @parametrized
@@ -83,6 +104,7 @@ def test_pair(notebook: Path) -> None:
     counts = [cell.execution_count for cell in run.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert not complaints(run)
+    assert not skipped(run), f"{pair.name} was written without what it needs"
     assert pair.stat().st_size < LARGEST
 
 
@@ -92,4 +114,4 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             execute(cells, folder)
         nbformat.write(cells, notebook.with_suffix(".ipynb"))
-        print(notebook.with_suffix(".ipynb"), *complaints(cells))
+        print(notebook.with_suffix(".ipynb"), *complaints(cells), *skipped(cells))
