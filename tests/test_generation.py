@@ -52,6 +52,16 @@ def test_greedy_is_a_loop_over_the_forward_pass(type_: str, use_cache: bool) -> 
         )
 
 
+@pytest.mark.parametrize("type_", ["relative_key", "relative_key_query"])
+def test_relative_positions_reach_as_far_as_they_say(type_: str) -> None:
+    model = shaken(dataclasses.replace(CONFIG, position_embedding_type=type_, max_position_embeddings=12), dtype="float64")
+    assert np.isfinite(model(np.full((1, 12), 5)).logits).all()
+    assert model.generate(IDS, max_length=13, eos_token_id=[]).shape == (2, 13)
+    for call in (lambda: model(np.full((1, 13), 5)), lambda: model.generate(IDS, max_length=14, eos_token_id=[])):
+        with pytest.raises(Error, match="reach 12"):
+            call()
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(model, side: str) -> None:
     room = (2, 0) if side == "left" else (0, 2)

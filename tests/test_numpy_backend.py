@@ -178,6 +178,23 @@ def test_prepare_joins_and_shares() -> None:
     assert np.shares_memory(ops.prepare({"x": held}, Settings())["x"], held)
 
 
+def test_limits_of_overlapping_calls_are_lifted_at_the_end() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def limits() -> list[int]:
+        return [entry["num_threads"] for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "blas"]
+
+    before = limits()
+    one, two = ops.running(Settings(threads=1)), ops.running(Settings(threads=1))
+    one.__enter__()
+    assert set(limits()) == {1}
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert set(limits()) == {1}
+    two.__exit__(None, None, None)
+    assert limits() == before
+
+
 def test_unknown_backends_and_settings_are_refused() -> None:
     with pytest.raises(Error, match="backend"):
         load_backend("abacus")

@@ -2,8 +2,8 @@
 
 Shapes: B sequences of S tokens; T tokens packed, all sequences one after another; D the model's width, H heads of width
 d, V words. `ops` is a backend: its module says what linear, layer_norm and attention compute. The weights keep the names of the
-checkpoint, so that a nested dict of them is a function's signature: `block(..., **layer)`. `call` holds what does not
-change from layer to layer.
+checkpoint, so that a nested dict of them is a function's signature: `block(..., **layer)`; only a layer's query, key and value
+have become one, `qkv`, when the backend prepared them. `call` holds what does not change from layer to layer.
 
     x = embed(ids)                                       a vector for every token
     for each layer:   x = x + attention(norm(x))         tokens read each other
@@ -11,7 +11,7 @@ change from layer to layer.
     x = norm(x)                                          then a head: words, labels, spans
 
 Pre-norm (Xiong et al. 2020): the norm stands before each sublayer and never on the path that carries x through. Plain RoBERTa
-is post-norm: x = norm(x + attention(x)), and no norm at the end. That is all that tells them apart: `pre_norm`, `post_norm`.
+is post-norm: x = norm(x + attention(x)), and no norm at the end. That is all that tells the two apart: `pre_norm`, `post_norm`.
 """
 
 import math
@@ -152,7 +152,7 @@ def encode(
     kept = Encoded(x, [x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
         x, probabilities, cross_probabilities = block(ops, x, call, index, **weights)
-        if call.states:
+        if call.states:  # not normed; models.py puts `last` in the place of the last one, as transformers 5 does
             kept.hidden_states.append(x)
         if probabilities is not None:
             kept.attentions.append(probabilities)

@@ -274,7 +274,7 @@ def generate(
     reached = first + int(mask.sum(1).max()) + total - S - 2
     if config.position_embedding_type != "absolute" and total - 1 > config.max_position_embeddings:
         raise Error(f"{total} tokens; this model's relative positions reach {config.max_position_embeddings}")
-    if reached >= config.max_position_embeddings:
+    if config.position_embedding_type == "absolute" and reached >= config.max_position_embeddings:
         raise Error(
             f"{total} tokens need position {reached}; this model has positions up to {config.max_position_embeddings - 1}"
         )
@@ -378,7 +378,7 @@ def _token_by_token(
         rows.append(np.where(over, pad, tokens))
         over |= ended(rows.ids[:, : rows.length])
         if streamer is not None:
-            streamer(rows.ids[:, rows.length - 1])
+            streamer(rows.ids[:, rows.length - 1].copy())
     return rows.ids[:, : rows.length], kept
 
 

@@ -169,12 +169,13 @@ def position_ids_of(
     Mirrors create_position_ids_from_input_ids, and create_position_ids_from_inputs_embeds (which ignores a cache) where there are
     no ids. Raises RangeError where a text is too long.
     """
-    pad, limit = config.pad_token_id, config.max_position_embeddings
+    pad, limit, absolute = config.pad_token_id, config.max_position_embeddings, config.position_embedding_type == "absolute"
     if given is not None:
         positions = check_integers(given, "position_ids")
         if positions.shape not in (shape, (1, shape[1]), (shape[1],)):
             raise Error(f"position_ids has shape {positions.shape}; it must be {shape}")
-        check_range(positions, "position_ids", limit)
+        if absolute:
+            check_range(positions, "position_ids", limit)
         spread: Array = np.broadcast_to(positions, shape)
         return spread
     if pad is None:
@@ -184,7 +185,7 @@ def position_ids_of(
     else:
         real = ids != pad
         positions = (np.cumsum(real, 1) + past) * real + pad
-    if positions.size and positions.max() >= limit:
+    if absolute and positions.size and positions.max() >= limit:
         longest = int(positions.max()) - pad
         raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")
     return positions

@@ -34,6 +34,10 @@ class ModelOutput:
             raise KeyError(key)
         return getattr(self, key)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field of a name, or the default where it is None or there is no such field."""
+        return getattr(self, key) if key in self.keys() else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 

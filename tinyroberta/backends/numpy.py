@@ -5,6 +5,7 @@ I and O the width into and out of a dense layer.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -197,6 +198,8 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """
     if settings.reproducible:
         raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
+    if settings.threads is not None:
+        _threadpoolctl()
     dtype = np.dtype(settings.dtype)
 
     converted: dict[int, Array] = {}
@@ -240,9 +243,30 @@ def running(settings: Settings) -> Iterator[None]:
     if settings.threads is None:
         yield
         return
+    with LIMITS.lock:
+        if not LIMITS.users:
+            LIMITS.set = _threadpoolctl().threadpool_limits(settings.threads, "blas")
+        LIMITS.users += 1
+    try:
+        yield
+    finally:
+        with LIMITS.lock:
+            LIMITS.users -= 1
+            if not LIMITS.users:
+                LIMITS.set.restore_original_limits()
+
+
+class LIMITS:
+    """BLAS has one limit for the whole process: the first call that runs sets it, the last one lifts it."""
+
+    lock = threading.Lock()
+    users = 0
+    set: Any = None
+
+
+def _threadpoolctl() -> Any:
     try:
         import threadpoolctl
     except ImportError as error:
         raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[cpu]'") from error
-    with threadpoolctl.threadpool_limits(settings.threads, "blas"):
-        yield
+    return threadpoolctl
