@@ -56,6 +56,46 @@ def test_sentences_on_standard_input() -> None:
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["One <mask>.", "Two <mask>."]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "utf-8:strict", "latin-1:strict"])
+def test_bytes_that_are_no_text_and_characters_that_cannot_be_written(encoding: str) -> None:
+    """In standard input and in an argument; JSON stays JSON and says the same in any encoding."""
+    word = "naïve 🙂".encode()
+    command, environment = [sys.executable, "-m", "tinyroberta", "fill-mask"], os.environ | {"PYTHONIOENCODING": encoding}
+    for options in (["--json"], []):
+        for arguments, stdin in (([b"\xff " + word + b" <mask>"], b""), ([], b"\xff " + word + b" <mask>\n")):
+            done = subprocess.run(
+                [*command, *options, *arguments], input=stdin, capture_output=True, timeout=120, check=False, env=environment
+            )
+            assert (done.returncode, done.stderr) == (0, b"")
+            shown = done.stdout.decode(encoding.partition(":")[0])
+            assert "<mask>" in shown
+            if not options:
+                assert ("█" in shown) == ("utf" in encoding)
+            elif arguments or "utf" in encoding:
+                assert json.loads(shown)["text"].endswith(" naïve 🙂 <mask>")
+                assert json.loads(shown)["text"].startswith("\ufffd ")
+            else:
+                assert json.loads(shown)["text"].endswith(" <mask>")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file system whose names are bytes")
+def test_a_name_that_cannot_be_written(tmp_path: Path) -> None:
+    """inspect names its source, whose bytes may be anything."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for path in FOLDER.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    for options in (["--json"], []):
+        for encoding in ("utf-8", "ascii"):
+            done = subprocess.run(
+                [sys.executable, "-m", "tinyroberta", "inspect", *options, str(folder)],
+                capture_output=True, timeout=120, check=False, env=os.environ | {"PYTHONIOENCODING": encoding},
+            )  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert "caf\\udce9" in done.stdout.decode(encoding)
+
+
 def test_one_bad_line_loses_nothing() -> None:
     done = run("fill-mask", "--json", stdin="One <mask>.\nnothing to fill\n" + "long " * 400 + "<mask>\nTwo <mask>.\n")
     assert done.returncode == 1

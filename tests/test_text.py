@@ -160,3 +160,16 @@ def test_more_candidates_than_words(tokenizer, model) -> None:
     (candidates,) = fill_mask(model, tokenizer, ["<mask>"], top_k=10**9)
     assert len(candidates) == model.config.vocab_size
     assert sum(c.probability for c in candidates) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("text", ["half \ud83d <mask>", "\udcff<mask>"], ids=ascii)
+def test_half_a_character_is_refused(tokenizer, model, text: str) -> None:
+    with pytest.raises(Error, match="surrogate"):
+        encode(tokenizer, ["fine", text], model.config)
+    with pytest.raises(Error, match="surrogate"):
+        fill_mask(model, tokenizer, [text])
+
+
+def test_a_text_is_a_string(tokenizer, model) -> None:
+    with pytest.raises(Error, match="of type int"):
+        encode(tokenizer, [5], model.config)

@@ -1,8 +1,10 @@
 """The command line: tinyroberta COMMAND ..."""
 
 import argparse
+import codecs
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill.set_defaults(run=fill_mask)
     convert.add_arguments(commands.add_parser("convert", help="write a checkpoint of any format as a safetensors folder"))
     inspect.add_arguments(commands.add_parser("inspect", help="print what a checkpoint holds"))
+    _tolerate()
     chosen = parser.parse_args(arguments)
     try:
         return int(chosen.run(chosen))
@@ -38,6 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _tolerate() -> None:
+    """Let no byte that is read and no character that is written stop a command: the one becomes U+FFFD, the other an escape."""
+    codecs.register_error("tinyroberta.escape", _escaped)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "tinyroberta.escape")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, as JSON writes it: \\u and four digits."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _positive(text: str) -> int:
@@ -55,7 +73,7 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     from .weights.hub import checkpoint_folder
 
     embedded = arguments.model is None
-    texts = arguments.texts or _lines()
+    texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in arguments.texts] or _lines()
     folder = FOLDER if embedded else checkpoint_folder(arguments.model, arguments.revision)
     tokenizer = load_tokenizer(folder)
     model = RobertaPreLayerNormForMaskedLM.from_pretrained(folder, backend=arguments.backend or ("numpy" if embedded else None))
@@ -112,9 +130,10 @@ def _show(text: str, candidates: Sequence[Any]) -> None:
     table.add_column("", min_width=BAR)
     table.add_column("word", style="bold cyan")
     table.add_column("sentence", ratio=1)
+    block = "#" if "█".encode(sys.stdout.encoding or "ascii", "ignore") == b"" else "█"
     most = max(candidate.probability for candidate in candidates)
     for candidate in candidates:
-        bar = "█" * max(1, round(BAR * candidate.probability / most))
+        bar = block * max(1, round(BAR * candidate.probability / most))
         row: list[Text | str] = [
             f"{candidate.probability:.1%}",
             Text(bar, "cyan"),

@@ -52,10 +52,19 @@ def _byte_level(tokenizers: Any, vocabulary: str, merges: str) -> Any:
 def encode(tokenizer: Any, texts: Sequence[str], config: RobertaPreLayerNormConfig) -> tuple[Array, Array]:
     """Texts -> ids (B, S) int64, padded on the right, and the mask of real tokens (B, S) int64.
 
-    Raises Error on no texts, a text longer than the model reads, or a tokenizer with more words than the model.
+    Raises Error on no texts, a text that is no Unicode or longer than the model reads, or a tokenizer with more words than the
+    model.
     """
     if not texts:
         raise Error("there is no text to read")
+    for text in texts:
+        if not isinstance(text, str):
+            raise Error(f"a text is of type {type(text).__name__}; it must be a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            told = "holds half of a surrogate pair, which is no character: read its bytes as UTF-8"
+            raise Error(f"the text {text[:80]!r} {told}") from error
     encodings = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     longest = max(map(len, encodings))
     if longest > config.usable_length:
