@@ -96,24 +96,20 @@ class EncoderDecoderModel:
         models: list[Any] = []
         for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
             config, where = parts[part], f"{folder} ({part})"
-            kind = classes_of(config.model_type)[place]
-            shapes = kind.encoder_shapes(config), kind.head_shapes(config)
-            family = names.FAMILIES[config.model_type]
-            tensors = names.gather(Part(stored, part), *shapes, config.tie_word_embeddings, where, family)
-            models.append(kind(config, tensors, **running))
+            models.append(classes_of(config.model_type)[place].from_stored(Part(stored, part), config, where, **running))
         joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
         return cls(models[0], models[1], projection, content)
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE) -> None:
         """Write both parts as one checkpoint that transformers loads."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         tensors: dict[str, Array] = {}
         content: dict[str, Any] = {**self.extra, "architectures": ["EncoderDecoderModel"], "model_type": MODEL_TYPE}
         content |= {"is_encoder_decoder": True}
         for part, model in (("encoder", self.encoder), ("decoder", self.decoder)):
             headed, family = bool(model.head_shapes(model.config)), names.FAMILIES[model.model_type]
-            stored = names.stored_names(model.tensors, headed, family)
+            stored = names.stored_names(model.tensors, headed, family, model.config.tie_word_embeddings)
             tensors |= {f"{part}.{name}": value for name, value in stored.items()}
             if callable(model.config.hidden_act):
                 raise Error("config: hidden_act is a function, which config.json cannot hold; name a known activation to save")

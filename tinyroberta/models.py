@@ -159,15 +159,15 @@ class RobertaPreLayerNormPreTrainedModel:
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
-        config = _placed(config or config_of(folder), stored)
+        return cls.from_stored(stored, _placed(config or config_of(folder), stored), str(folder), **running)
+
+    @classmethod
+    def from_stored(cls, stored: Stored, config: RobertaPreLayerNormConfig, where: str, **running: Unpack[Running]) -> Self:
+        """The model of an opened checkpoint, called `where` in errors; raises Error as from_pretrained."""
         cls._check_config(config)
-        if 16 * config.num_hidden_layers > len(stored):
-            raise Error(
-                f"{folder}: config.json says {config.num_hidden_layers} layers, the weights are only {len(stored)} tensors"
-            )
-        tied = config.tie_word_embeddings
+        names.check_layers(config, stored, where)
         shapes = cls.encoder_shapes(config), cls.head_shapes(config)
-        tensors = names.gather(stored, *shapes, tied, str(folder), names.FAMILIES[cls.model_type])
+        tensors = names.gather(stored, *shapes, config.tie_word_embeddings, where, names.FAMILIES[cls.model_type])
         return cls(config, tensors, **running)
 
     def save_pretrained(
@@ -177,10 +177,12 @@ class RobertaPreLayerNormPreTrainedModel:
 
         `written` is told of every few bytes on their way.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
         headed, family = bool(self.head_shapes(self.config)), names.FAMILIES[self.model_type]
-        save_tensors(folder, names.stored_names(self.tensors, headed, family), max_shard_size, written)
+        save_tensors(
+            folder, names.stored_names(self.tensors, headed, family, self.config.tie_word_embeddings), max_shard_size, written
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -731,8 +733,9 @@ def load(
         from .encoder_decoder import EncoderDecoderModel
 
         return EncoderDecoderModel.from_pretrained(folder, **running)
-    cls, config = class_of(folder, open_checkpoint(folder))
-    return cls.from_pretrained(folder, config=config, **running)
+    stored = open_checkpoint(folder)
+    cls, config = class_of(folder, stored)
+    return cls.from_stored(stored, config, str(folder), **running)
 
 
 def class_of(folder: Path, stored: Stored) -> tuple[type[RobertaPreLayerNormPreTrainedModel], RobertaPreLayerNormConfig]:
