@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,13 +74,24 @@ def test_dtype_is_chosen(dtype: str, most: float, source: Path, tmp_path: Path) 
     assert tinyroberta.load(tmp_path / "made").tensors["LayerNorm.weight"].dtype in (dtype, ml_dtypes.bfloat16)
 
 
+def test_an_untied_model_whose_file_shares_one_array(tmp_path: Path) -> None:
+    """In a .bin two tensors may have one storage; in the safetensors both names are there, as an untied model needs them."""
+    shutil.copytree(HERE / "torch_files" / "model", tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert convert(tmp_path / "source", tmp_path / "made").difference == 0
+    model = tinyroberta.load(tmp_path / "made")
+    assert not model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model.tensors["lm_head.decoder.weight"], model.get_input_embeddings())
+
+
 def test_files_of_the_tokenizer_are_kept_and_others_are_not(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "made")
     assert left(tmp_path / "made") == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
 
 
 def test_shards(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "made", max_shard_size=2000)
+    convert(source, tmp_path / "made", max_shard_size="2KB")
     shards = sorted((tmp_path / "made").glob("model-*.safetensors"))
     assert len(shards) > 2
     assert (tmp_path / "made" / "model.safetensors.index.json").is_file()
@@ -104,7 +116,7 @@ def test_an_empty_destination_is_taken_and_a_full_one_refused(source: Path, tmp_
 
 
 def test_wrong_arguments(source: Path, tmp_path: Path) -> None:
-    for wrong in ({"dtype": "int8"}, {"dtype": "float64"}, {"max_shard_size": 0}, {"max_shard_size": "5GB"}):
+    for wrong in ({"dtype": "int8"}, {"dtype": "float64"}, {"max_shard_size": 0}, {"max_shard_size": "5 gigabytes"}):
         with pytest.raises(Error, match=r"must be"):
             convert(source, tmp_path / "made", **wrong)
     with pytest.raises(Error, match="no folder"):

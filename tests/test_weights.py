@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
 from tinyroberta.models import CLASSES, RobertaPreLayerNormPreTrainedModel
+from tinyroberta.weights.hub import checkpoint_folder
 from tinyroberta.weights.names import DECODER, PREFIX, WORDS, check_layers, gather, stored_names
-from tinyroberta.weights.safetensors import Tensors, open_tensors, save_tensors, shard_names
+from tinyroberta.weights.safetensors import Tensors, open_tensors, save_tensors, shard_names, shards_beside, size_of
 
 CONFIG = RobertaPreLayerNormConfig(
     vocab_size=30,
@@ -185,6 +186,21 @@ def test_tied_weights_that_differ_are_both_used(saved: Path) -> None:
     np.testing.assert_array_equal(model.tensors["lm_head.decoder.weight"], random)
 
 
+def test_tied_weights_that_differ_as_each_transformers_has_them(saved: Path) -> None:
+    random = np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
+    rewrite(saved, lambda t: t.update({DECODER: random}))
+    stored, cls = open_tensors(saved), RobertaPreLayerNormForMaskedLM
+    shapes = cls.encoder_shapes(CONFIG), cls.head_shapes(CONFIG)
+    five, four = (gather(stored, *shapes, True, "the file", version=version) for version in (5, 4))
+    np.testing.assert_array_equal(five[DECODER], random)
+    assert four[DECODER] is four[WORDS]
+    np.testing.assert_array_equal(four[WORDS], five[WORDS])
+    untied = gather(stored, *shapes, False, "the file", version=4)
+    np.testing.assert_array_equal(untied[DECODER], random)
+    with pytest.raises(Error, match="version is 3"):
+        gather(stored, *shapes, True, "the file", version=3)
+
+
 def test_a_base_model_from_a_headed_file_and_back(saved: Path, tmp_path: Path) -> None:
     base = RobertaPreLayerNormModel.from_pretrained(saved)
     output = base(IDS, attention_mask=MASK)
@@ -338,6 +354,45 @@ def test_shard_names_are_files_beside_the_index(tmp_path: Path) -> None:
     index = tmp_path / "index.json"
     index.write_text(json.dumps({"weight_map": {"a": "x", "b": "x", "c": "w"}}))
     assert shard_names(index) == ["w", "x"]
+
+
+def test_every_shard_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "x", "b": "y"}}))
+    (tmp_path / "x").touch()
+    with pytest.raises(Error, match=r"index\.json names y, which .* does not hold"):
+        shards_beside(index)
+    (tmp_path / "y").touch()
+    assert shards_beside(index) == [tmp_path / "x", tmp_path / "y"]
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_"),
+    [(7, 7), ("7", 7), ("5GB", 5 * 10**9), ("500 MB", 5 * 10**8), ("1.5GB", 15 * 10**8), ("2KiB", 2048), ("1TB", 10**12)],
+)
+def test_sizes_as_hugging_face_spells_them(size: int | str, bytes_: int) -> None:
+    assert size_of(size) == bytes_
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, None, "", "0", "0GB", "-1GB", "5gb", "GB", "5 gigabytes", "9" * 5000, b"5GB"])
+def test_sizes_that_are_none(tmp_path: Path, size: object) -> None:
+    with pytest.raises(Error, match="max_shard_size is"):
+        save_tensors(tmp_path, {"x": np.ones(3, np.float32)}, size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_size_in_words(tmp_path: Path) -> None:
+    save_tensors(tmp_path, {"x": np.ones(300, np.float32), "y": np.ones(300, np.float32)}, "2KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    "given", ["a" * 5000, "a/" + "b" * 5000, "~nosuchuser/x", 5, None, b"x", b"a/b", ["x"], "a\0b", "~\0/x", "\ud800/x"]
+)
+def test_what_is_no_path(given: object) -> None:
+    with pytest.raises(Error) as told:
+        checkpoint_folder(given)
+    assert len(str(told.value)) < 250
 
 
 def test_a_new_model_is_drawn_with_its_seed() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 import secrets
 import shutil
 import signal
@@ -17,11 +16,10 @@ import numpy as np
 from .. import models
 from ..errors import Error
 from .hub import TEXT, checkpoint_folder
-from .safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors
+from .safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
 
 FLOATS = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "float16", "bfloat16")}
 KEPT = (*TEXT, "added_tokens.json", "sentencepiece.bpe.model", "generation_config.json", "dict.txt")
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class Converted(NamedTuple):
@@ -38,7 +36,7 @@ def convert(
     source: str | Path,
     destination: str | Path,
     dtype: str | None = None,
-    max_shard_size: int = SHARD_SIZE,
+    max_shard_size: int | str = SHARD_SIZE,
     revision: str | None = None,
 ) -> Converted:
     """Write a checkpoint of any format as a folder of config.json, safetensors and the tokenizer's files.
@@ -51,8 +49,7 @@ def convert(
     destination = Path(destination).expanduser()
     if dtype is not None and dtype not in FLOATS:
         raise Error(f"dtype is {dtype!r}; it must be one of {', '.join(FLOATS)}, or None to keep what is stored")
-    if not isinstance(max_shard_size, int) or max_shard_size < 1:
-        raise Error(f"max_shard_size is {max_shard_size!r}; it must be a number of bytes of at least 1")
+    max_shard_size = size_of(max_shard_size)
     if destination.is_symlink() or destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise Error(f"{destination} is already there; give a folder that is new or empty")
     folder = checkpoint_folder(source, revision)
@@ -182,10 +179,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+) ?([KMG]i?B)?", text)
-    if match is None or int(match[1]) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, as 500MB or 5GB is")
-    return int(match[1]) * UNITS[match[2] or ""]
+    try:
+        return size_of(text)
+    except Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, as 500MB or 5GB is") from error
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Error
-from .safetensors import Array, Tensors, shard_names
+from .safetensors import Array, Tensors, shards_beside
 
 Shape = tuple[int, ...]
 
@@ -85,10 +85,7 @@ def shards_of(path: Path, single: str) -> list[Path]:
         raise Error(f"{path} holds neither {single} nor {index.name}")
     if not path.is_dir() or (path / single).is_file():
         return [path / single if path.is_dir() else path]
-    shards = [path / name for name in shard_names(index)]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise Error(f"{index} names {', '.join(absent)}, which {path} does not hold")
-    return shards
+    return shards_beside(index)
 
 
 def transposed(kernel: Array) -> Array:  # (I, O) -> (O, I)

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,25 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
 
     HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where main holds no safetensors and no revision was named, the
     pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. Raises Error
-    where the folder does not exist, huggingface_hub is not installed, or the repository, revision or its weights cannot be had.
+    on what is no path, where the folder does not exist or huggingface_hub is not installed, and where the repository, revision
+    or its weights cannot be had.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
-        return path
-    if path.exists():
-        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
+    if not isinstance(path_or_repo, str | PathLike):
+        raise Error(f"a checkpoint is given as {type(path_or_repo).__name__}; it must be a path, or a Hub repository's name")
     name = str(path_or_repo)
+    told = name if len(name) <= 80 else f"{name[:77]}..."
+    try:
+        path = Path(path_or_repo).expanduser()
+        if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
+            return path
+        is_file = path.exists()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # of too long a name, an unknown user, bytes, a zero byte
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise Error(f"there is no folder {told}: {reason}") from error
+    if is_file:
+        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
     if name.startswith((".", "~", "/")) or name.count("/") != 1 or not REPOSITORY.fullmatch(name):
-        raise Error(f"there is no folder {name}, and it is not the name of a Hub repository (organisation/name)")
+        raise Error(f"there is no folder {told}, and it is not the name of a Hub repository (organisation/name)")
     try:
         import huggingface_hub
     except ImportError as error:

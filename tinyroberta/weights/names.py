@@ -1,6 +1,6 @@
 """The checkpoint's names: which tensors a model holds, and how the names in a file become those.
 
-Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs it is said). This
+Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs gather says so). This
 library's names are the checkpoint's without its prefix; xlm-roberta-xl alone calls its norms otherwise, and gets
 roberta-prelayernorm's names.
 """
@@ -137,16 +137,20 @@ def gather(
     tied: bool,
     where: str,
     family: Family = FAMILIES["roberta-prelayernorm"],
+    version: int = 5,
 ) -> dict[str, Array]:
     """The tensors a model wants, from a file's own names: {encoder's names, head's names} -> arrays.
 
     Accepted, as transformers does: the prefix present or absent; LayerNorm.gamma and .beta; tied weights stored under either
-    name, or under an alias in the metadata; position_ids, poolers and heads of other classes, which are left out. A language
-    model's decoder bias is lm_head.decoder.bias, else lm_head.bias, else zeros. Tied weights that are both stored and differ
-    are both used (5.23.0; 4.57.6 uses the word embeddings). A bare model is
-    left without the pooler that its file lacks.
-    Raises Error that lists the missing, unexpected and mis-shaped tensors together.
+    name, or under an alias in the metadata; position_ids, poolers and heads of other classes, which are left out. A bare model
+    is left without the pooler that its file lacks. A language model's decoder bias is lm_head.decoder.bias, else lm_head.bias
+    (an untied file without the former too, as 4.57.6 takes it; 5.23.0 leaves zeros there), else zeros.
+    `version` is the transformers whose tied weights are wanted where both are stored and differ: 5 (5.23.0) uses both, 4
+    (4.57.6) the word embeddings for both.
+    Raises Error that lists the missing, unexpected and mis-shaped tensors together, or on another version.
     """
+    if version not in (4, 5):
+        raise Error(f"version is {version!r}; it must be 4 or 5, a transformers whose tied weights are wanted")
     wanted = dict(encoder) | dict(head)
     sources = _own_names(stored, where, family, wanted)
     found = {name: source for name, source in sources.items() if name in wanted}
@@ -156,6 +160,8 @@ def gather(
     for name, other in tie.items():
         if name in wanted and name not in found and other in sources:
             found[name] = sources[other]
+    if tied and version == 4 and WORDS in found and DECODER in found:
+        found[DECODER] = found[WORDS]
     pooler = {name for name in wanted if name.startswith("pooler.")}
     if not head and not pooler & set(found):
         wanted = {name: shape for name, shape in wanted.items() if name not in pooler}

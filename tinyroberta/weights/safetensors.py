@@ -26,6 +26,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_SIZE = 5 * 10**9
+UNITS = {"": 1} | {f"{letter}{i}B": (1024 if i else 1000) ** n for n, letter in enumerate("KMGT", 1) for i in ("", "i")}
 PIECE = 2**24
 
 
@@ -115,6 +116,14 @@ def shard_names(index: Path) -> list[str]:
     return sorted(names)
 
 
+def shards_beside(index: Path) -> list[Path]:
+    """The files that an index names, in its folder; raises Error as shard_names, and where one is not there."""
+    shards = [index.with_name(name) for name in shard_names(index)]
+    if absent := [shard.name for shard in shards if not shard.is_file()]:
+        raise Error(f"{index} names {', '.join(absent)}, which {index.parent} does not hold")
+    return shards
+
+
 def open_tensors(folder: Path) -> Tensors:
     """The tensors of a checkpoint folder: model.safetensors, or the shards that model.safetensors.index.json names.
 
@@ -125,23 +134,34 @@ def open_tensors(folder: Path) -> Tensors:
         return Tensors([single])
     if not index.is_file():
         raise Error(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
-    shards = [folder / name for name in shard_names(index)]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise Error(f"{index} names {', '.join(absent)}, which {folder} does not hold")
-    tensors = Tensors(shards)
+    tensors = Tensors(shards_beside(index))
     if lacking := sorted(set(read_json(index)["weight_map"]) - set(tensors)):
         raise Error(f"{index} names tensors that its shards do not hold: {', '.join(lacking[:8])}")
     return tensors
 
 
+def size_of(size: int | str) -> int:
+    """Bytes of a number of bytes, or of a size as Hugging Face spells it ("500MB", "5GB", "1.5GiB"); raises Error on others."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT]i?B)?", size, re.ASCII) if isinstance(size, str) else None
+    number: object = int(float(match[1]) * UNITS[match[2] or ""]) if match else size
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise Error(f'max_shard_size is {size!r}; it must be a number of bytes of at least 1, or a size such as "500MB" or "5GB"')
+    return number
+
+
 def save_tensors(
-    folder: Path, tensors: Mapping[str, Array], shard_size: int = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
+    folder: Path,
+    tensors: Mapping[str, Array],
+    shard_size: int | str = SHARD_SIZE,
+    written: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write tensors as model.safetensors, or as shards of at most `shard_size` bytes with an index where they take more.
+    """Write tensors as model.safetensors, or as shards of at most `shard_size` (size_of) with an index where they take more.
 
     Every file is whole or absent, the index is written last, and files of an earlier save that the new one lacks are removed
     at the end. Metadata say format "pt", so that transformers reads them. `written` is told of every few bytes on their way.
+    Raises Error on a size that is none, and where a file cannot be written.
     """
+    shard_size = size_of(shard_size)
     groups: list[dict[str, Array]] = [{}]
     room = shard_size
     for name, value in tensors.items():

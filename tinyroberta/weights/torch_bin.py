@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import Error
 from .files import read_json
-from .safetensors import Array, shard_names
+from .safetensors import Array, shards_beside
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -150,10 +150,7 @@ def torch_files(folder: Path) -> list[Path]:
     """pytorch_model.bin of a checkpoint folder, or the shards that its index names; raises Error where one is missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    shards = [folder / name for name in shard_names(folder / INDEX)]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise Error(f"{folder / INDEX} names {', '.join(absent)}, which {folder} does not hold")
-    return shards
+    return shards_beside(folder / INDEX)
 
 
 def open_torch_folder(folder: Path) -> Arrays:
