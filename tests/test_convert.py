@@ -1,4 +1,4 @@
-"""weights/convert.py: every format to safetensors, checked, whole or not at all."""
+"""convert.py: every format to safetensors, checked, whole or not at all."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
-from tinyroberta.weights.convert import convert
+from tinyroberta.convert import convert
 
 HERE = Path(__file__).parent
 GOLDEN = ("golden_tf", "golden_flax", "golden_family", "torch_files")

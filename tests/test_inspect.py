@@ -1,4 +1,4 @@
-"""weights/inspect.py: what a checkpoint holds, from its headers."""
+"""inspect.py: what a checkpoint holds, from its headers."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import safetensors.numpy
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
-from tinyroberta.weights.inspect import inspect
+from tinyroberta.inspect import inspect
 
 HERE = Path(__file__).parent
 WORDS = "roberta_prelayernorm.embeddings.word_embeddings.weight"

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import __version__
+from . import __version__, convert, inspect
 from .errors import Error
-from .weights import convert, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

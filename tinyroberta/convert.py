@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import models
-from ..errors import Error
-from .hub import TEXT, checkpoint_folder
-from .safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
+from . import models
+from .errors import Error
+from .weights.hub import TEXT, checkpoint_folder
+from .weights.safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
 
 FLOATS = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "float16", "bfloat16")}
 KEPT = (*TEXT, "added_tokens.json", "sentencepiece.bpe.model", "generation_config.json", "dict.txt")

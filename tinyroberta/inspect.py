@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import models
-from ..errors import Error
-from . import names
-from .checkpoint import Stored, format_of
-from .foreign import Renamed
-from .hub import checkpoint_folder
-from .names import Shape
-from .safetensors import DTYPES, Array, Tensors
+from . import models
+from .errors import Error
+from .weights import names
+from .weights.checkpoint import Stored, format_of
+from .weights.foreign import Renamed
+from .weights.hub import checkpoint_folder
+from .weights.names import Shape
+from .weights.safetensors import DTYPES, Array, Tensors
 
 SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
