@@ -1,5 +1,6 @@
 """convert.py: every format to safetensors, checked, whole or not at all."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,14 @@ import pytest
 import safetensors.numpy
 
 import tinyroberta
-from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
+from tinyroberta import (
+    EncoderDecoderModel,
+    Error,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForCausalLM,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormModel,
+)
 from tinyroberta.convert import convert
 
 HERE = Path(__file__).parent
@@ -123,6 +131,14 @@ def test_wrong_arguments(source: Path, tmp_path: Path) -> None:
         convert(tmp_path / "nowhere", tmp_path / "made")
     with pytest.raises(Error, match="cannot write"):
         convert(source, source / "tokenizer.json" / "made")
+    assert left(tmp_path) == ["source"]
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    decoder = RobertaPreLayerNormForCausalLM(dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True))
+    EncoderDecoderModel(RobertaPreLayerNormModel(CONFIG), decoder).save_pretrained(tmp_path / "source")
+    with pytest.raises(Error, match="holds an encoder-decoder, two models in one"):
+        convert(tmp_path / "source", tmp_path / "made")
     assert left(tmp_path) == ["source"]
 
 

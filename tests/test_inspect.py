@@ -1,5 +1,6 @@
 """inspect.py: what a checkpoint holds, from its headers."""
 
+import dataclasses
 import json
 import re
 import struct
@@ -14,7 +15,14 @@ import pytest
 import safetensors.numpy
 
 import tinyroberta
-from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
+from tinyroberta import (
+    EncoderDecoderModel,
+    Error,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForCausalLM,
+    RobertaPreLayerNormForMaskedLM,
+    RobertaPreLayerNormModel,
+)
 from tinyroberta.inspect import inspect
 
 HERE = Path(__file__).parent
@@ -119,6 +127,34 @@ def test_more_layers_than_there_are(source: Path, count: int, said: str) -> None
     start = time.perf_counter()
     assert re.search(said, inspect(source)["problem"])
     assert time.perf_counter() - start < 2
+
+
+def pair() -> EncoderDecoderModel:
+    """An encoder and a wider decoder, with a projection between them."""
+    decoder = dataclasses.replace(CONFIG, hidden_size=12, num_hidden_layers=1, is_decoder=True, add_cross_attention=True)
+    projection = {"weight": np.ones((12, 8), np.float32), "bias": np.ones(12, np.float32)}
+    return EncoderDecoderModel(RobertaPreLayerNormModel(CONFIG), RobertaPreLayerNormForCausalLM(decoder), projection)
+
+
+def test_an_encoder_decoder_has_two_parts(tmp_path: Path) -> None:
+    model = pair()
+    model.save_pretrained(tmp_path)
+    content = inspect(tmp_path)
+    assert content["problem"] is None
+    assert content["model_type"] == "encoder-decoder"
+    assert content["architecture"] == "EncoderDecoderModel (RobertaPreLayerNormModel, RobertaPreLayerNormForCausalLM)"
+    assert (content["sizes"]["encoder.hidden_size"], content["sizes"]["decoder.hidden_size"]) == (8, 12)
+    assert content["tied"] == {"decoder.lm_head.decoder.weight": f"decoder.{WORDS}"}
+    assert content["unused"] == []
+    assert content["parameters"] == model.encoder.num_parameters + model.decoder.num_parameters + 12 * 8 + 12
+    assert json.loads(json.dumps(content)) == content
+    assert "decoder.hidden_size 12" in " ".join(run(tmp_path).stdout.split())
+    change(tmp_path, stranger=np.ones(3, np.float32), **{"decoder.stranger": np.ones(3, np.float32)})
+    assert "(decoder) does not hold the weights of this model: 1 unexpected: stranger" in inspect(tmp_path)["problem"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part, said in ((None, "holds no encoder"), ({"model_type": "bert"}, "the encoder's model_type is 'bert'")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"encoder": part}))
+        assert said in inspect(tmp_path)["problem"]
 
 
 def test_dtypes_that_no_weight_has(source: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
 from tinyroberta.models import CLASSES, RobertaPreLayerNormPreTrainedModel
+from tinyroberta.weights.checkpoint import Part
 from tinyroberta.weights.hub import checkpoint_folder
 from tinyroberta.weights.names import DECODER, PREFIX, WORDS, check_layers, gather, stored_names
 from tinyroberta.weights.safetensors import Tensors, open_tensors, save_tensors, shard_names, shards_beside, size_of
@@ -146,6 +147,17 @@ def test_an_alias_in_the_metadata(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text()) | {"tie_word_embeddings": False}
     (saved / "config.json").write_text(json.dumps(config))
     np.testing.assert_array_equal(tinyroberta.load(saved)(IDS).logits, expected)
+
+
+def test_a_part_has_its_own_names_and_aliases(tmp_path: Path) -> None:
+    aliases = {"one.b": "one.a", "two.b": "two.a", "two.shared": "one.a", "loose": "one.a", "b": "one.a"}
+    tensors = {"one.a": np.ones(2, np.float32), "two.a": np.zeros(3, np.float32), "twofold.a": np.ones(1, np.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "x", aliases)
+    stored = Tensors([tmp_path / "x"])
+    one, two = Part(stored, "one"), Part(stored, "two")
+    assert (list(one), one.aliases) == (["a"], {"b": "a"})
+    assert (list(two), two.aliases) == (["a", "shared"], {"b": "a"})
+    assert (len(two), two.shape("shared"), two["shared"].tolist()) == (2, (2,), [1, 1])
 
 
 def test_untied_weights(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import models
+from .encoder_decoder import EncoderDecoderModel
 from .errors import Error
 from .weights.hub import TEXT, checkpoint_folder
 from .weights.safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
@@ -54,6 +55,8 @@ def convert(
         raise Error(f"{destination} is already there; give a folder that is new or empty")
     folder = checkpoint_folder(source, revision)
     model = models.load(folder, backend="numpy")
+    if isinstance(model, EncoderDecoderModel):
+        raise Error(f"{folder} holds an encoder-decoder, two models in one: load it and call its save_pretrained instead")
     stored = even(model.tensors)
     model = type(model)(model.config, stored, backend="numpy")
     expected = sample(model)

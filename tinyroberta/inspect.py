@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from . import models
+from .config import RobertaPreLayerNormConfig, config_from
+from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel
 from .errors import Error
 from .weights import names
-from .weights.checkpoint import Stored, format_of
+from .weights.checkpoint import Part, Stored, format_of, read_config
 from .weights.foreign import Renamed
 from .weights.hub import checkpoint_folder
 from .weights.names import Shape
@@ -23,34 +25,37 @@ SIZES = (
     "type_vocab_size",
 )  # fmt: skip
 
+Parts = dict[str, tuple[Any, RobertaPreLayerNormConfig]]  # the class and configuration of each part; one "" for a whole model
+
 
 def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a checkpoint holds, as JSON can say it; no tensor is read.
 
-    source, format, files {name: bytes}; model_type, architecture (the class), sizes; parameters (the model's numbers, tied ones
-    once) and bytes; dtypes {name: {tensors, bytes}}; tensors [{name, shape, dtype, bytes, used}]; tied {name: the tensor that
-    stands for it}; unused [name]; problem: why the model cannot be loaded, or null. Raises Error where there are no weights.
+    source, format, files {name: bytes}; model_type, architecture (the class), sizes {name: number}, of an encoder-decoder
+    {"encoder.name": number, ...}; parameters (the model's numbers, tied ones once) and bytes; dtypes {name: {tensors, bytes}};
+    tensors [{name, shape, dtype, bytes, used}]; tied {name: the tensor that stands for it}; unused [name]; problem: why the
+    model cannot be loaded, or null. Raises Error where there are no weights.
     """
     folder = checkpoint_folder(source, revision)
     form = format_of(folder)
     stored = form.open(folder)
     dtypes = {name: dtype_of(stored, name) for name in stored}
-    cls, config, problem = None, None, None
+    taken = Taken(stored, dtypes)
+    model_type, architecture, problem = None, None, None
+    sizes: dict[str, int] = {}
+    arrays: dict[str, Array] = {}
     try:
-        cls, config = models.class_of(folder, stored)
-        cls._check_config(config)
+        content = read_config(folder)
+        pair = content.get("model_type") == MODEL_TYPE
+        parts = pair_of(folder, content) if pair else {"": models.class_of(folder, stored)}
+        classes = ", ".join(cls.__name__ for cls, _ in parts.values())
+        architecture = f"{EncoderDecoderModel.__name__} ({classes})" if pair else classes
+        model_type = MODEL_TYPE if pair else parts[""][1].model_type
+        for part, (_, config) in parts.items():
+            sizes |= {joined(part, name): getattr(config, name) for name in SIZES}
+        arrays = gathered(folder, parts, taken)
     except Error as error:
         problem = str(error)
-    taken = Taken(stored, dtypes)
-    arrays: dict[str, Array] = {}
-    if cls is not None and config is not None and problem is None:
-        family = names.FAMILIES[cls.model_type]
-        try:
-            names.check_layers(config, stored, str(folder))
-            shapes = cls.encoder_shapes(config), cls.head_shapes(config)
-            arrays = names.gather(taken, *shapes, config.tie_word_embeddings, str(folder), family)
-        except Error as error:
-            problem = str(error)
     ties = tied(stored, arrays, taken)
     used = {ties.get(name, name) for name in taken.used} | set(taken.used)
     tensors: list[dict[str, Any]] = [
@@ -72,9 +77,9 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
         "source": str(source),
         "format": form.name,
         "files": {path.name: path.stat().st_size for path in files_of(folder, form.files[0])},
-        "model_type": None if config is None else config.model_type,
-        "architecture": None if cls is None else cls.__name__,
-        "sizes": {} if config is None else {name: getattr(config, name) for name in SIZES},
+        "model_type": model_type,
+        "architecture": architecture,
+        "sizes": sizes,
         "parameters": sum(math.prod(stored.shape(name)) for name in (used or stored) if name not in ties),
         "bytes": sum(count["bytes"] for count in counted.values()),
         "dtypes": counted,
@@ -83,6 +88,40 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
         "unused": [name for name in stored if arrays and name not in used],
         "problem": problem,
     }
+
+
+def joined(part: str, name: str) -> str:
+    """A name in a part, or in a model that is whole."""
+    return f"{part}.{name}" if part else name
+
+
+def gathered(folder: Path, parts: Parts, taken: "Taken") -> dict[str, Array]:
+    """The tensors of a model, or of an encoder-decoder's parts and what joins them; raises Error as names.gather."""
+    arrays: dict[str, Array] = {}
+    for part, (cls, config) in parts.items():
+        held, where = (Part(taken, part), f"{folder} ({part})") if part else (taken, str(folder))
+        names.check_layers(config, held, where)
+        shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
+        tensors = names.gather(held, *shapes, config.tie_word_embeddings, where, family)
+        arrays |= {joined(part, name): value for name, value in tensors.items()}
+    if "" not in parts:
+        projection = Part(taken, PROJECTION)
+        arrays |= {joined(PROJECTION, name): projection[name] for name in projection}
+    return arrays
+
+
+def pair_of(folder: Path, content: dict[str, Any]) -> Parts:
+    """The classes and configurations of an encoder-decoder's parts; raises Error where config.json lacks one or it cannot be."""
+    parts: Parts = {}
+    for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
+        if not isinstance(content.get(part), dict):
+            raise Error(f"{folder}: config.json holds no {part}")
+        config = config_from(content[part])
+        if config.model_type not in names.FAMILIES:
+            known = ", ".join(names.FAMILIES)
+            raise Error(f"{folder}: the {part}'s model_type is {config.model_type!r}; this version runs {known}")
+        parts[part] = models.classes_of(config.model_type)[place], config
+    return parts
 
 
 def dtype_of(stored: Stored, name: str) -> str:

@@ -33,24 +33,31 @@ class Part:
     """The tensors of a checkpoint under `prefix.`, by what follows it: one of several models in a file."""
 
     def __init__(self, stored: Stored, prefix: str) -> None:
-        self._stored, self._start = stored, f"{prefix}."
-        self._names = [name.removeprefix(self._start) for name in stored if name.startswith(self._start)]
-        known = set(self._names)
-        pairs = ((alias.removeprefix(self._start), kept.removeprefix(self._start)) for alias, kept in stored.aliases.items())
-        self.aliases = {alias: kept for alias, kept in pairs if kept in known and alias not in known}
+        start = f"{prefix}."
+        self._stored = stored
+        self._sources = {name.removeprefix(start): name for name in stored if name.startswith(start)}
+        self.aliases: dict[str, str] = {}
+        for alias, kept in stored.aliases.items():
+            name = alias.removeprefix(start)
+            if not alias.startswith(start) or name in self._sources:
+                continue
+            if kept.startswith(start):
+                self.aliases[name] = kept.removeprefix(start)
+            else:
+                self._sources[name] = kept  # another part's tensor, which this one shares
 
     def __getitem__(self, name: str) -> Array:
-        return self._stored[self._start + name]
+        return self._stored[self._sources[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, before it is read."""
-        return self._stored.shape(self._start + name)
+        return self._stored.shape(self._sources[name])
 
 
 class Format(NamedTuple):
