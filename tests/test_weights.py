@@ -196,6 +196,10 @@ def test_tied_weights_that_differ_are_both_used(saved: Path) -> None:
     hidden = model.tensors[WORDS]
     assert not np.array_equal(model.tensors["lm_head.decoder.weight"], hidden)
     np.testing.assert_array_equal(model.tensors["lm_head.decoder.weight"], random)
+    older = tinyroberta.load(saved, transformers_version=4)
+    np.testing.assert_array_equal(older.tensors["lm_head.decoder.weight"], hidden)
+    with pytest.raises(Error, match="version"):
+        tinyroberta.load(saved, transformers_version=3)
 
 
 def test_tied_weights_that_differ_as_each_transformers_has_them(saved: Path) -> None:

@@ -25,7 +25,7 @@ from .weights import names
 from .weights.checkpoint import Part, open_checkpoint
 from .weights.files import read_json, write_json
 from .weights.hub import checkpoint_folder
-from .weights.safetensors import SHARD_SIZE, save_tensors
+from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 MODEL_TYPE = "encoder-decoder"
 PROJECTION = "enc_to_dec_proj"
@@ -101,9 +101,9 @@ class EncoderDecoderModel:
         projection = {name: joined[name] for name in joined} or None
         return cls(models[0], models[1], projection, content)
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE) -> None:
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE) -> None:
         """Write both parts as one checkpoint that transformers loads."""
-        folder = Path(folder).expanduser()
+        folder, max_shard_size = Path(folder).expanduser(), size_of(max_shard_size)
         tensors: dict[str, Array] = {}
         content: dict[str, Any] = {**self.extra, "architectures": ["EncoderDecoderModel"], "model_type": MODEL_TYPE}
         content |= {"is_encoder_decoder": True}

@@ -40,7 +40,7 @@ from .outputs import (
 from .weights import names
 from .weights.checkpoint import Stored, open_checkpoint, read_config
 from .weights.hub import checkpoint_folder
-from .weights.safetensors import SHARD_SIZE, save_tensors
+from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 Output = TypeVar("Output", bound=ModelOutput)
 Past = Cache | Sequence[Sequence[Array]] | None
@@ -153,31 +153,43 @@ class RobertaPreLayerNormPreTrainedModel:
         *,
         config: RobertaPreLayerNormConfig | None = None,
         revision: str | None = None,
+        transformers_version: Literal[4, 5] = 5,
         **running: Unpack[Running],
     ) -> Self:
-        """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong."""
+        """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong.
+
+        transformers_version says whose rule holds where a file's tied weights differ (names.gather).
+        """
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
-        return cls.from_stored(stored, _placed(config or config_of(folder), stored), str(folder), **running)
+        config = _placed(config or config_of(folder), stored)
+        return cls.from_stored(stored, config, str(folder), transformers_version, **running)
 
     @classmethod
-    def from_stored(cls, stored: Stored, config: RobertaPreLayerNormConfig, where: str, **running: Unpack[Running]) -> Self:
+    def from_stored(
+        cls,
+        stored: Stored,
+        config: RobertaPreLayerNormConfig,
+        where: str,
+        transformers_version: Literal[4, 5] = 5,
+        **running: Unpack[Running],
+    ) -> Self:
         """The model of an opened checkpoint, called `where` in errors; raises Error as from_pretrained."""
         cls._check_config(config)
         names.check_layers(config, stored, where)
-        shapes = cls.encoder_shapes(config), cls.head_shapes(config)
-        tensors = names.gather(stored, *shapes, config.tie_word_embeddings, where, names.FAMILIES[cls.model_type])
+        shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
+        tensors = names.gather(stored, *shapes, config.tie_word_embeddings, where, family, transformers_version)
         return cls(config, tensors, **running)
 
     def save_pretrained(
-        self, folder: str | Path, *, max_shard_size: int = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
+        self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
     ) -> None:
-        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` bytes, for transformers too.
+        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` (bytes, or "5GB"), for transformers too.
 
         `written` is told of every few bytes on their way.
         """
-        folder = Path(folder).expanduser()
+        folder, max_shard_size = Path(folder).expanduser(), size_of(max_shard_size)
         dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
         headed, family = bool(self.head_shapes(self.config)), names.FAMILIES[self.model_type]
         save_tensors(
@@ -721,6 +733,7 @@ def load(
     reproducible: bool = False,
     *,
     revision: str | None = None,
+    transformers_version: Literal[4, 5] = 5,
 ) -> Any:
     """The model in a folder, a fairseq .pt file or a Hub repository, of the class that its config.json names, or the bare model.
 
@@ -735,7 +748,7 @@ def load(
         return EncoderDecoderModel.from_pretrained(folder, **running)
     stored = open_checkpoint(folder)
     cls, config = class_of(folder, stored)
-    return cls.from_stored(stored, config, str(folder), **running)
+    return cls.from_stored(stored, config, str(folder), transformers_version, **running)
 
 
 def class_of(folder: Path, stored: Stored) -> tuple[type[RobertaPreLayerNormPreTrainedModel], RobertaPreLayerNormConfig]:
