@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy
+
 from . import __version__, convert, inspect
+from .backends import load_backend
 from .errors import Error
 
 
@@ -24,10 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
     fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    fill.add_argument("--backend", help="numpy (default for the embedded model, else the fastest installed)")
+    fill.add_argument("--backend", help="numpy (the default) or numba")
     fill.set_defaults(run=fill_mask)
     convert.add_arguments(commands.add_parser("convert", help="write a checkpoint of any format as a safetensors folder"))
     inspect.add_arguments(commands.add_parser("inspect", help="print what a checkpoint holds"))
+    commands.add_parser("info", help="say what runs on this machine", description=info.__doc__).set_defaults(run=info)
+    warm = commands.add_parser("warmup", help="compile the CPU backend ahead of its first use", description=warmup.__doc__)
+    warm.set_defaults(run=warmup)
     _tolerate()
     chosen = parser.parse_args(arguments)
     try:
@@ -91,6 +97,28 @@ def fill_mask(arguments: argparse.Namespace) -> int:
         else:
             _show(text, candidates)
     return 1 if failed else 0
+
+
+def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
+    """Print the version, the backends and what each of them runs on."""
+    print(f"tinyroberta {__version__}")
+    print(f"numpy backend (default): NumPy {numpy.__version__}, float32 and float64")
+    try:
+        compiled: Any = load_backend("numba")
+    except Error as error:
+        print(f"numba backend: {error}")
+        return 0
+    print("numba backend: float32")
+    for line in compiled.describe():
+        print(f"  {line}")
+    return 0
+
+
+def warmup(arguments: argparse.Namespace) -> int:  # noqa: ARG001
+    """Compile the CPU backend's kernels and keep them in Numba's cache, for container images and the like."""
+    compiled: Any = load_backend("numba")
+    compiled.warmup()
+    return 0
 
 
 def _lines() -> Iterator[str]:

@@ -14,7 +14,7 @@ from ..errors import Error
 Array = Any
 Activation = str | Callable[[Any], Any]
 
-BACKENDS = ("numpy",)
+BACKENDS = ("numpy", "numba")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -71,9 +71,14 @@ class Backend(Protocol):
 
 
 def load_backend(name: str | None = None) -> Backend:
-    """The backend of a name, or the default one; raises Error on an unknown name."""
+    """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not installed."""
     if name is None:
         name = "numpy"
     if name not in BACKENDS:
         raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
-    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+    try:
+        return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+    except ImportError as error:
+        if name == "numpy" or (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
+            raise
+        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]'") from error

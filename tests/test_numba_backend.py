@@ -1,0 +1,434 @@
+"""backends/numba: every op against float64 on odd shapes and every path, sliced products to the bit, equal bits in any batch."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from models_for_tests import TOLERANCE, flatten, new_model, relative_error, worst
+from test_golden import CASES, FOLDER, call, past_of
+from test_numpy_backend import exact_activation, exact_attention
+
+import tinyroberta
+import tinyroberta.cli
+from tinyroberta import Error, RobertaPreLayerNormConfig
+from tinyroberta.backends import Sequences, Settings
+from tinyroberta.backends import numpy as reference
+from tinyroberta.config import ACTIVATIONS
+
+pytest.importorskip("numba")
+from tinyroberta.backends import numba as ops
+from tinyroberta.backends.numba import elementwise, gemm, norm, paths, slices, threads
+
+UNIT = 2.0**-24
+TOKENS = (1, 7, 33, 129)
+WIDTHS = ((1, 1), (5, 33), (65, 20), (3000, 70))  # K, O
+PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
+PRECISIONS = {"highest": 6e-7, "high": 2e-4, "medium": 5e-3}
+tiles = pytest.mark.skipif("amx" not in PATHS, reason="no AMX here")
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every path of gemm.py that this machine can run, forced."""
+    monkeypatch.setenv("TINYROBERTA_CPU", request.param)
+    return str(request.param)
+
+
+def prepared(weight: np.ndarray, precision: str = "highest", second: bool = False) -> Any:
+    """A dense layer's weight as this backend holds it."""
+    tree: dict[str, Any] = {"output": {"dense": {"weight": weight, "bias": np.zeros(len(weight), np.float32)}}}
+    tree = {"0": tree} if second else {"attention": tree}
+    tree = ops.prepare(tree, Settings(matmul_precision=precision))
+    return tree["0" if second else "attention"]["output"]["dense"]["weight"]
+
+
+def digits(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:  # (T, K) -> (count, T, K) int64, (T,)
+    top = sum(127 * 256**i for i in range(count)) - 1
+    largest = np.abs(x).max(1, keepdims=True)
+    gain = np.where(largest == 0, np.float32(1), np.float32(top) / np.where(largest == 0, np.float32(1), largest))
+    rest, found = np.rint(x * gain).astype(np.int64), []
+    for _ in range(count - 1):
+        digit = ((rest + 128) & 255) - 128
+        found.append(digit)
+        rest = (rest - digit) >> 8
+    return np.stack([rest, *found[::-1]]), (np.float32(256 ** (count - 1)) / gain)[:, 0]
+
+
+def sliced_product(x: np.ndarray, weight: np.ndarray, count: int, diagonals: int) -> np.ndarray:
+    """The definition: exact sums of digit products, a diagonal at a time, put together in float32."""
+    (a, row_scale), (b, column_scale) = digits(x, count), digits(weight, count)
+    sums = [sum(a[i] @ b[j].T for i in range(count) for j in range(count) if i + j == n) for n in range(diagonals)]
+    total = sums[-1].astype(np.float32)
+    for diagonal in sums[-2::-1]:
+        total = diagonal.astype(np.float32) + total * np.float32(1 / 256)
+    return total * (row_scale[:, None] * column_scale)
+
+
+@tiles
+@pytest.mark.parametrize("cut", [(3, 3), (3, 4), (2, 2), (2, 3)])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_tiles_equal_the_definition_of_sliced_products(tokens: int, cut: tuple[int, int]) -> None:
+    random = np.random.default_rng()
+    for into, out in (*WIDTHS, (64, 64)):
+        x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into)))
+        x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
+        x[0] = 0
+        held = slices.pack_weights(weight, cut[0])
+        y = gemm.tile_product(norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
+        np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
+
+
+@tiles
+def test_rows_that_are_not_finite_are_theirs_alone() -> None:
+    random = np.random.default_rng()
+    x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((20, 70), (40, 70)))
+    held = prepared(weight)
+    clean = ops.linear(x, held, np.zeros(40, np.float32))
+    x[3, 5], x[17, 0] = np.nan, -np.inf
+    y = ops.linear(x, held, np.zeros(40, np.float32))
+    assert np.isnan(y[[3, 17]]).all()
+    kept = np.delete(np.arange(20), [3, 17])
+    np.testing.assert_array_equal(y[kept], clean[kept])
+
+
+@pytest.mark.usefixtures("path")
+def test_no_rows_at_all() -> None:
+    nothing = np.zeros((0, 20), np.float32)
+    held, bias = prepared(np.ones((33, 20), np.float32)), np.ones(33, np.float32)
+    assert ops.linear(nothing, held, bias, activation="gelu").shape == (0, 33)
+    assert ops.layer_norm(nothing, bias[:20], bias[:20], 1e-5).shape == (0, 20)
+    assert ops.activation(nothing, "gelu").shape == (0, 20)
+
+
+@tiles
+def test_some_of_the_cut_rows() -> None:
+    x = np.random.default_rng().standard_normal((37, 70), dtype=np.float32)
+    some, apart = norm.cut(x, 3)[slice(5, 30)], norm.cut(x[5:30], 3)
+    np.testing.assert_array_equal(some.blocks, apart.blocks)
+    np.testing.assert_array_equal(some.scales[:25], apart.scales[:25])
+
+
+@tiles
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_cut_rows_are_put_together_again(count: int) -> None:
+    x = np.random.default_rng().standard_normal((21, 70), dtype=np.float32)
+    step = {1: 2.0**-8, 2: 1 / 32000, 3: 1 / 8000000}[count]
+    assert np.abs(ops.to_numpy(norm.cut(x, count)) - x).max() <= step * np.abs(x).max()
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_linear(tokens: int, precision: str, path: str) -> None:
+    random = np.random.default_rng()
+    # what one factor's rounding does to a product: a float32 unit; a step of a row's digits (the largest is some 4 typical);
+    # half a unit of bf16
+    steps = {"highest": 2.0**-21, "high": 2.0**-12.5, "medium": 2.0**-8}
+    for (into, out), activation in zip(WIDTHS, (None, "relu", None, "tanh"), strict=True):
+        x, weight, bias, residual = (
+            random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into), out, (tokens, out))
+        )
+        exact = x.astype(float) @ weight.T.astype(float) + bias
+        exact = {None: exact, "relu": np.maximum(exact, 0), "tanh": np.tanh(exact)}[activation] + residual
+        for second in (False, True):
+            held = prepared(weight, precision, second)
+            y = ops.linear(x, held, bias, activation=activation, residual=residual)
+            assert y.dtype == np.float32
+            step = steps[precision] if path == "amx" else into * UNIT
+            largest = np.abs(x).max(1, keepdims=True) * np.abs(weight).max(1)
+            bound = 2 * step * (largest * math.sqrt(into) + 1) + (into + 8) * UNIT * (np.abs(x) @ np.abs(weight).T + 3)
+            assert (np.abs(y - exact) <= bound).all()
+            alone = [
+                ops.linear(x[i : i + 1], held, bias, activation=activation, residual=residual[i : i + 1])
+                for i in range(tokens)[:3]
+            ]
+            if path != "blas":
+                np.testing.assert_array_equal(np.concatenate(alone), y[:3])
+
+
+@pytest.mark.usefixtures("path")
+def test_linear_of_a_very_wide_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng()
+    monkeypatch.setattr(slices, "DEEPEST", 128)
+    x, weight, bias, residual = (random.standard_normal(s, dtype=np.float32) for s in ((7, 300), (33, 300), 33, (7, 33)))
+    y = ops.linear(x, prepared(weight), bias, activation="relu", residual=residual)
+    exact = np.maximum(x.astype(float) @ weight.T.astype(float) + bias, 0) + residual
+    assert relative_error(y, exact) < 1e-6
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_layer_norm(tokens: int) -> None:
+    random = np.random.default_rng()
+    for width in (1, 5, 65, 768, 3000):
+        x, weight, bias = (random.standard_normal(shape, dtype=np.float32) for shape in ((tokens, width), width, width))
+        x += 3
+        exact = reference.layer_norm(*(a.astype(float) for a in (x, weight, bias)), eps=1e-5)
+        # two means of `width` terms in at least 8 lanes, and six roundings; the mean of 3 errs by its own units
+        bound = (width / 8 + 12) * 4 * UNIT
+        y = ops.layer_norm(x, weight, bias, 1e-5)
+        assert y.dtype == np.float32
+        assert np.linalg.norm(y - exact) <= bound * np.linalg.norm(exact) + (1e-3 if width == 1 else 0)
+        np.testing.assert_array_equal(ops.layer_norm(x[-1:], weight, bias, 1e-5), y[-1:])
+        if "amx" in PATHS:
+            fused, apart = norm.cut(x, 3, weight, bias, 1e-5), norm.cut(y, 3)
+            np.testing.assert_array_equal(fused.blocks, apart.blocks)
+            np.testing.assert_array_equal(fused.scales, apart.scales)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (7, 1, 33), (129, 40)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("extras", [False, True])
+def test_attention(lengths: tuple[int, ...], causal: bool, extras: bool) -> None:
+    random = np.random.default_rng()
+    for heads, d in ((3, 5), (2, 16), (5, 40)):
+        B, T, D = len(lengths), sum(lengths), heads * d
+        qkv = random.standard_normal((T, 3 * D), dtype=np.float32)
+        q, k, v = qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        sequences = Sequences(starts, starts[:-1], np.array(lengths, np.int32), causal)
+        given = {}
+        if extras and B == 1:
+            given["bias"] = random.standard_normal((1, heads, lengths[0], lengths[0]), dtype=np.float32)
+        if extras:
+            given["head_mask"] = random.random((1, heads, 1, 1), dtype=np.float32)
+        double = {name: x.astype(float) for name, x in given.items()}
+        exact, p = reference.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads, probs=True, **double)
+        out, none = ops.attention(q, k, v, sequences, heads, **given)
+        again, probabilities = ops.attention(q, k, v, sequences, heads, probs=True, **given)
+        assert none is None
+        assert out.dtype == np.float32
+        np.testing.assert_array_equal(out, again)
+        tolerance = 4 * (d + 4) * (4 * d + 8) * UNIT  # as in test_numpy_backend.py
+        assert relative_error(out, exact) < tolerance
+        for found, expected in zip(probabilities, p, strict=True):
+            assert relative_error(found, expected) < tolerance
+            if causal:
+                assert not np.triu(found, 1).any()
+        for b, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+            rows, one = slice(start, start + length), np.array([0, length], np.int32)
+            of_one = {name: x[b : b + 1] if len(x) > 1 else x for name, x in given.items()}
+            alone, _ = ops.attention(q[rows], k[rows], v[rows], Sequences(one, one[:1], one[1:], causal), heads, **of_one)
+            np.testing.assert_array_equal(alone, out[rows])
+
+
+def test_attention_against_scores_one_at_a_time() -> None:
+    q, k, v = np.random.default_rng().standard_normal((3, 6, 15), dtype=np.float32)
+    one = np.array([0, 6], np.int32)
+    out, _ = ops.attention(q, k, v, Sequences(one, one[:1], one[1:], True), 3)
+    exact, _ = exact_attention(*(x.astype(float) for x in (q, k, v)), 3, True, np.zeros((3, 6, 6)), np.ones(3))
+    assert relative_error(out, exact) < 1e-6
+
+
+def test_attention_reads_a_cache_as_it_reads_packed_rows() -> None:
+    random = np.random.default_rng()
+    B, S, past, heads, d = 3, 4, 6, 2, 5
+    q = random.standard_normal((B * S, heads * d), dtype=np.float32)
+    keys, values = random.standard_normal((2, B, heads, past + S + 9, d), dtype=np.float32)
+    starts, length = np.arange(B + 1, dtype=np.int32), np.full(B, past + S, np.int32)
+    cached, _ = ops.attention(q, keys, values, Sequences(starts * S, starts[:-1] * 0, length, True), heads)
+    rows = [x[:, :, : past + S].transpose(0, 2, 1, 3).reshape(-1, heads * d) for x in (keys, values)]
+    packed, _ = ops.attention(q, *rows, Sequences(starts * S, starts[:-1] * (past + S), length, True), heads)
+    np.testing.assert_array_equal(cached, packed)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(name: str) -> None:
+    random = np.random.default_rng()
+    x = np.concatenate([random.standard_normal(500) * 4, random.uniform(-1e-3, 1e-3, 50), [0.0, -0.0, 30, -30]])
+    x = x.astype(np.float32)
+    y = ops.activation(x, name)
+    exact = np.array([exact_activation(name, value) for value in x.tolist()])
+    assert y.dtype == np.float32
+    assert np.all(np.abs(y - exact) <= 40 * UNIT * np.maximum(np.abs(exact), 0.05) + 8 * UNIT)
+    assert np.isfinite(ops.activation(np.array([-1e4, 1e4, -200.0, 200.0], np.float32), name)).all()
+    assert np.isnan(ops.activation(np.array([np.nan], np.float32), name)).all()
+    for length in (1, 15, 17, 5000):
+        np.testing.assert_array_equal(ops.activation(x[:length], name), y[:length])
+
+
+def test_the_stated_bounds_of_the_polynomials() -> None:
+    from numba import njit
+
+    x = np.concatenate([np.linspace(-87, 87, 400_000), np.geomspace(1e-30, 80, 100_000)]).astype(np.float32)
+
+    @njit
+    def each(x):
+        y = np.empty((3, len(x)), np.float32)
+        for i in range(len(x)):
+            y[0, i], y[1, i], y[2, i] = elementwise.exp(x[i]), elementwise.erf(x[i]), elementwise.tanh(x[i])
+        return y
+
+    exp, erf, tanh = each(x).astype(float)
+    exact = x.astype(float)
+    assert np.max(np.abs(exp / np.exp(exact) - 1)) < 1.5e-7
+    assert np.max(np.abs(erf - np.array([math.erf(value) for value in exact.tolist()]))) < 2.5e-7
+    filled = exact != 0
+    assert np.max(np.abs(tanh[filled] / np.tanh(exact[filled]) - 1)) < 5e-7
+    assert each(np.array([-np.inf, -104], np.float32))[0].tolist() == [0, 0]
+
+
+def test_embed() -> None:
+    random = np.random.default_rng()
+    word, position, segment = (random.standard_normal((n, 21), dtype=np.float32) for n in (50, 40, 2))
+    ids, positions, types = random.integers(0, 50, 37), random.integers(0, 40, 37), random.integers(0, 2, 37)
+    for where in (positions, None):
+        for what in (ids, word[ids]):
+            expected = reference.embed(what, where, types, word, position, segment)
+            np.testing.assert_array_equal(ops.embed(what, where, types, word, position, segment), expected)
+
+
+@cache
+def golden(folder: str, changes: str) -> Any:
+    config = RobertaPreLayerNormConfig.from_pretrained(FOLDER / folder)
+    config = dataclasses.replace(config, **json.loads(changes))
+    assert config.architectures
+    cls = tinyroberta.models.CLASSES[config.architectures[0]]
+    return cls.from_pretrained(FOLDER / folder, config=config, backend="numba")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_golden(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_golden.model_of", lambda folder, _, changes: golden(folder, changes))
+    output = call(case, "float32", past_of(case, "float32"), padding="compute")
+    error, field = worst(flatten(output.items()), case.outputs)
+    assert error <= TOLERANCE["float32"], field
+
+
+CONFIG = RobertaPreLayerNormConfig(
+    vocab_size=300, hidden_size=72, num_hidden_layers=2, num_attention_heads=3, intermediate_size=150, max_position_embeddings=90,
+    type_vocab_size=1,
+)  # fmt: skip
+
+
+def texts() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    ids, lengths = random.integers(3, 300, (7, 70)), np.array([70, 1, 33, 17, 50, 16, 2])
+    return ids, (np.arange(70) < lengths[:, None]).astype(int)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(precision: str, path: str) -> None:
+    cls = tinyroberta.RobertaPreLayerNormForMaskedLM
+    model = new_model(cls, CONFIG, backend="numba", matmul_precision=precision)
+    ids, mask = texts()
+    whole = model(ids, mask).logits
+    exact = new_model(cls, CONFIG, dtype="float64")(ids, mask).logits
+    assert relative_error(whole, exact) < (PRECISIONS[precision] if path == "amx" else PRECISIONS["highest"])
+    if path == "blas":
+        return
+    for one in (1, 3):
+        single = new_model(cls, CONFIG, backend="numba", matmul_precision=precision, threads=one)
+        np.testing.assert_array_equal(single(ids, mask).logits, whole)
+    order = np.random.default_rng().permutation(len(ids))
+    np.testing.assert_array_equal(model(ids[order], mask[order]).logits, whole[order])
+    for b, length in enumerate(mask.sum(1)):
+        np.testing.assert_array_equal(model(ids[b : b + 1, :length]).logits[0], whole[b, :length])
+
+
+@pytest.mark.usefixtures("path")
+def test_outlying_norm_gains_cost_no_accuracy() -> None:
+    config = dataclasses.replace(CONFIG, hidden_size=192, intermediate_size=400, add_cross_attention=True, is_decoder=True)
+    cls = tinyroberta.RobertaPreLayerNormForCausalLM
+    tensors = dict(new_model(cls, config).tensors)
+    for name, x in tensors.items():
+        if "orm.weight" in name or "orm.bias" in name:
+            tensors[name] = np.where(np.arange(len(x)) % 96 == 5, np.float32(60) * x, x)
+    ids, mask = texts()
+    source = np.random.default_rng(0).standard_normal((7, 5, 192))
+    given = {"encoder_hidden_states": source, "use_cache": False}
+    exact = cls(config, tensors, dtype="float64")(ids, mask, **given).logits
+    single = relative_error(cls(config, tensors, backend="numpy")(ids, mask, **given).logits, exact)
+    ours = relative_error(cls(config, tensors, backend="numba")(ids, mask, **given).logits, exact)
+    assert ours < 2 * single + 1e-7
+
+
+def test_python_threads_may_share_a_model() -> None:
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    ids, mask = texts()
+    expected, wrong = model(ids, mask).last_hidden_state, []
+
+    def run() -> None:
+        wrong.extend(not np.array_equal(model(ids, mask).last_hidden_state, expected) for _ in range(20))
+
+    runners = [threading.Thread(target=run) for _ in range(4)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    assert wrong == [False] * 80
+
+
+FORKED = """
+import os, sys, numpy as np, tinyroberta
+config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=30, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=64, max_position_embeddings=40)
+model = tinyroberta.RobertaPreLayerNormModel(config, backend="numba")
+ids = np.arange(3, 30)[None]
+before = model(ids).last_hidden_state
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(model(ids).last_hidden_state, before) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert np.array_equal(model(ids).last_hidden_state, before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_runs() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120, env=os.environ | {"NUMBA_NUM_THREADS": "2"})
+
+
+def test_threads_are_what_the_machine_and_the_user_allow(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert threads.allowed_threads() == 1
+    monkeypatch.delenv("NUMBA_NUM_THREADS")
+    assert 1 <= threads.allowed_threads() <= (os.cpu_count() or 1)
+    assert threads.cgroup_quota(str(tmp_path)) == math.inf
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert threads.cgroup_quota(str(tmp_path)) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert threads.cgroup_quota(str(tmp_path)) == math.inf
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert threads.cgroup_quota(str(tmp_path)) == 2
+
+
+def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tinyroberta.RobertaPreLayerNormModel
+    with pytest.raises(Error, match="float64"):
+        model(CONFIG, backend="numba", dtype="float64")
+    with pytest.raises(Error, match="reproducible"):
+        model(CONFIG, backend="numba", reproducible=True)
+    with pytest.raises(Error, match="Python function"):
+        model(dataclasses.replace(CONFIG, hidden_act=np.tanh), backend="numba")(np.array([[5]]))
+    monkeypatch.setenv("TINYROBERTA_CPU", "abacus")
+    with pytest.raises(Error, match="abacus"):
+        model(CONFIG, backend="numba")
+
+
+def test_without_numba_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['numba'] = None; import tinyroberta; tinyroberta.backends.load_backend('numba')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "tinyroberta.errors.Error: backend 'numba' needs Numba: pip install 'tinyroberta[cpu]'" in done.stderr
+
+
+def test_a_forced_path_is_described(path: str) -> None:
+    lines = paths.describe()
+    assert lines[0].startswith(f"matrix products: {path}")
+    assert any("threads" in line for line in lines)
+
+
+def test_info_and_warmup(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tinyroberta.cli.main(["info"]) == 0
+    assert f"matrix products: {paths.chosen_path()}" in capsys.readouterr().out
+    assert tinyroberta.cli.main(["warmup"]) == 0
+    assert all(kernel._compiled for kernel in threads.Kernel.every if "amx" in PATHS or kernel not in gemm.ON_TILES)

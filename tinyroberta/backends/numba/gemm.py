@@ -1,0 +1,384 @@
+"""Matrix products, activation(x W^T + b) + residual, on the fastest unit that the machine has.
+
+Tiles, int8: x (T, K) and W (O, K) cut into slices (slices.py); digit products of one diagonal i + j add up exactly in int32, and
+    y = (c0 + (c1 2^-8 + (c2 2^-16 + c3 2^-24))) (scale_row scale_column)    in float32, in that order
+with as many diagonals as kept: three slices make 6 products with diagonals 0 to 2, 8 with 3; two slices 3 or 4.
+Tiles, bf16: one product, float32 sums. FMA: float32 panels (O/32, K, 32), sums of 256 products at a time.
+
+A block of work is a panel of 32 outputs for a chunk of rows that stays in the second-level cache; meanwhile the panel after the
+next is fetched, since with few rows reading weights costs as much as multiplying. Inside, 16 x 32 sums stay in tiles (all
+diagonals in one pass; 16 x 16 where there are four). A row's result does not depend on where in a block it stands.
+"""
+
+import numpy as np
+from numba import carray, njit
+
+from . import amx
+from .elementwise import CODES, NONE, activate
+from .llvm import FEATURES, add_lanes, call_kernel, combine_lanes, copy_lanes, floats, fma_block, prefetch, words
+from .slices import PANEL
+from .threads import Kernel, aligned, parallel, thread_limit
+
+CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
+
+zero_0, zero_1, zero_2, zero_3, zero_4, zero_5, zero_6, zero_7 = (amx.zero(t) for t in range(8))
+store_0, store_1, store_2, store_3, store_4, store_5 = (amx.store(t) for t in range(6))
+load_4, load_5, load_6, load_7 = (amx.load(t) for t in range(4, 8))
+# dot_C of tiles 6 and 7; dot_CAB of others
+dot_0, dot_1, dot_2, dot_3, dot_4, dot_5 = (amx.dot_int8(t, 6, 7) for t in range(6))
+dot_047, dot_147, dot_247, dot_157, dot_257, dot_357, dot_267, dot_367 = (
+    amx.dot_int8(*t) for t in ((0, 4, 7), (1, 4, 7), (2, 4, 7), (1, 5, 7), (2, 5, 7), (3, 5, 7), (2, 6, 7), (3, 6, 7))
+)
+dot_046, dot_246, dot_256, dot_347 = (amx.dot_int8(*t) for t in ((0, 4, 6), (2, 4, 6), (2, 5, 6), (3, 4, 7)))
+half_046, half_147, half_256, half_357, half_047 = (
+    amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7), (0, 4, 7))
+)
+
+A, B, ROW_SCALES, COLUMN_SCALES, BIAS, RESIDUAL, OUT, T, O, STEPS, CHUNK, KIND, ACTIVATE, CONFIG, THREADS, STRIDE, X_STRIDE = (
+    range(17)
+)
+SLICES, DIAGONALS, GIVEN = 17, 18, 19
+
+
+@Kernel
+def _activate_block(arguments, count, kind):
+    """Not a loop's kernel: count float32 at an address, so that the activations are compiled once, not into every product."""
+    activate(carray(floats(arguments), count), kind)
+
+
+@njit(error_model="numpy")
+def hold_bias(at, given, panel):
+    """A panel's 32 biases at an address, 0 beyond the last output."""
+    held, bias = carray(floats(at), 32), carray(floats(given[BIAS]), given[O])
+    for c in range(32):
+        held[c] = bias[panel * 32 + c] if given[BIAS] and panel * 32 + c < given[O] else np.float32(0)
+
+
+@njit(error_model="numpy")
+def deliver(y, height, given, first, panel):
+    """Activation and residual on (height, 32) sums at an address; then those rows from `first` on that there are go out."""
+    rows, width = min(height, given[T] - first), min(32, given[O] - panel * 32)
+    if given[KIND]:
+        call_kernel(given[ACTIVATE], y, height * 32, given[KIND])
+    out = given[OUT] + (first * given[O] + panel * 32) * 4
+    residual = given[RESIDUAL] + (first * given[STRIDE] + panel * 32) * 4
+    if width == 32 and given[RESIDUAL]:
+        for r in range(rows):
+            add_lanes(y + r * 128, residual + r * given[STRIDE] * 4, out + r * given[O] * 4)
+            add_lanes(y + r * 128 + 64, residual + r * given[STRIDE] * 4 + 64, out + r * given[O] * 4 + 64)
+    elif width == 32:
+        for r in range(rows):
+            copy_lanes(y + r * 128, out + r * given[O] * 4)
+            copy_lanes(y + r * 128 + 64, out + r * given[O] * 4 + 64)
+    else:
+        for r in range(rows):
+            row, to = carray(floats(y + r * 128), width), carray(floats(out + r * given[O] * 4), width)
+            more = carray(floats(residual + r * given[STRIDE] * 4), width)
+            for c in range(width):
+                to[c] = row[c] + more[c] if given[RESIDUAL] else row[c]
+
+
+@njit(error_model="numpy")
+def add_bias(y, height, bias):
+    for r in range(height):
+        add_lanes(y + r * 128, bias, y + r * 128)
+        add_lanes(y + r * 128 + 64, bias + 64, y + r * 128 + 64)
+
+
+combine_2, combine_3, combine_4 = combine_lanes(2), combine_lanes(3), combine_lanes(4)
+
+
+@njit(error_model="numpy")
+def combine(s, diagonals, row_scales, column_scales, bias, y):  # (16, diagonals, 32) int32 -> (16, 32) float32, by address
+    for r in range(16):
+        scale = carray(floats(row_scales), 16)[r]
+        for half in range(0, 128, 64):
+            sums, scales, shift, out = s + r * diagonals * 128 + half, column_scales + half, bias + half, y + r * 128 + half
+            if diagonals == 2:
+                combine_2(sums, 128, scale, scales, shift, out)
+            elif diagonals == 3:
+                combine_3(sums, 128, scale, scales, shift, out)
+            else:
+                combine_4(sums, 128, scale, scales, shift, out)
+
+
+@njit(error_model="numpy")
+def six(s, left, right, steps, ahead, lines):
+    """Slices 3 x 3, diagonals 0 to 2: 16 x 32 sums in tiles 0 to 5."""
+    zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_6(left, 64)
+        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
+        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
+        load_7(right + 4096, 64), dot_4(), load_7(right + 5120, 64), dot_5()
+        load_6(left + 1024, 64)
+        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
+        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
+        load_6(left + 2048, 64)
+        load_7(right, 64), dot_4(), load_7(right + 1024, 64), dot_5()
+        left, right = left + 3072, right + 6144
+    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
+    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+
+
+@njit(error_model="numpy")
+def eight(s, left, right, steps, ahead, lines):
+    """Slices 3 x 3, diagonals 0 to 3: 16 x 16 sums, one half of the panel after the other."""
+    for half in range(2):
+        a, b = left, right + half * 1024
+        zero_0(), zero_1(), zero_2(), zero_3()
+        for _ in range(steps):
+            if half == 0:
+                for line in range(lines):
+                    prefetch(ahead + line * 64)
+                ahead += lines * 64
+            load_4(a, 64), load_5(a + 1024, 64), load_6(a + 2048, 64)
+            load_7(b, 64), dot_047(), dot_157(), dot_267()
+            load_7(b + 2048, 64), dot_147(), dot_257(), dot_367()
+            load_7(b + 4096, 64), dot_247(), dot_357()
+            a, b = a + 3072, b + 6144
+        p = s + half * 64
+        store_0(p, 512), store_1(p + 128, 512), store_2(p + 256, 512), store_3(p + 384, 512)
+
+
+@njit(error_model="numpy")
+def three(s, left, right, steps, ahead, lines):
+    """Slices 2 x 2, diagonals 0 and 1."""
+    zero_0(), zero_1(), zero_2(), zero_3()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_4(left, 64), load_5(left + 1024, 64)
+        load_6(right, 64), dot_046(), dot_256(), load_7(right + 1024, 64), dot_147(), dot_357()
+        load_6(right + 2048, 64), dot_246(), load_7(right + 3072, 64), dot_347()
+        left, right = left + 2048, right + 4096
+    store_0(s, 256), store_1(s + 64, 256), store_2(s + 128, 256), store_3(s + 192, 256)
+
+
+@njit(error_model="numpy")
+def four(s, left, right, steps, ahead, lines):
+    """Slices 2 x 2, all of them: diagonals 0 to 2."""
+    zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_6(left, 64)
+        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
+        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
+        load_6(left + 1024, 64)
+        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
+        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
+        left, right = left + 2048, right + 4096
+    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
+    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+
+
+@Kernel
+def _sliced_products(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    steps, panels, slices, diagonals = given[STEPS], (given[O] + 31) // 32, given[SLICES], given[DIAGONALS]
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    size = steps * slices * 2048
+    following = panel + given[THREADS]
+    lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
+    ahead = given[B] + following * size
+    memory = np.empty(8192 + 2048 + 128 + 64, np.int8)
+    s = (memory.ctypes.data + 63) // 64 * 64
+    y, bias = s + 8192, s + 8192 + 2048
+    hold_bias(bias, given, panel)
+    amx.configure(given[CONFIG])
+    for rows in range(first, last):
+        left, right = given[A] + rows * steps * slices * 1024, given[B] + panel * size
+        if slices == 3 and diagonals == 3:
+            six(s, left, right, steps, ahead, lines)
+        elif slices == 3:
+            eight(s, left, right, steps, ahead, lines)
+        elif diagonals == 2:
+            three(s, left, right, steps, ahead, lines)
+        else:
+            four(s, left, right, steps, ahead, lines)
+        ahead += lines * 64 * steps
+        combine(s, diagonals, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
+        deliver(y, 16, given, rows * 16, panel)
+    amx.release()
+
+
+@Kernel
+def _bf16_products(arguments, block, worker):
+    """32 x 32 sums in tiles 0 to 3, the lower half empty where there are no more rows."""
+    given = carray(words(arguments), GIVEN)
+    steps, panels = given[STEPS], (given[O] + 31) // 32
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    size = steps * 2048
+    following = panel + given[THREADS]
+    lines = 63 // (last - first) + 1 if following < panels else 0
+    ahead = given[B] + following * size
+    memory = np.empty(4096 + 128 + 64, np.int8)
+    s = (memory.ctypes.data + 63) // 64 * 64
+    hold_bias(s + 4096, given, panel)
+    amx.configure(given[CONFIG])
+    for rows in range(first, last, 2):
+        left, right = given[A] + rows * steps * 1024, given[B] + panel * size
+        below = left + steps * 1024
+        zero_0(), zero_1(), zero_2(), zero_3()
+        if rows + 1 < last:
+            for _ in range(steps):
+                for line in range(lines):
+                    prefetch(ahead + line * 64)
+                ahead += lines * 64
+                load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
+                load_5(below, 64), half_256(), half_357()
+                left, below, right = left + 1024, below + 1024, right + 2048
+        else:
+            for _ in range(steps):
+                for line in range(lines):
+                    prefetch(ahead + line * 64)
+                ahead += lines * 64
+                load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
+                left, right = left + 1024, right + 2048
+        store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
+        add_bias(s, 32, s + 4096)
+        deliver(s, 32, given, rows * 16, panel)
+    amx.release()
+
+
+ON_TILES = (_sliced_products, _bf16_products)
+
+WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
+ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
+fma_rows, fma_row = fma_block(ROWS, VECTORS), fma_block(1, VECTORS)
+fma_rows_16, fma_row_16 = fma_block(ROWS, 1), fma_block(1, 1)
+DEPTH = 256  # products that one register sums
+
+
+@njit(error_model="numpy")
+def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
+    """C (rows, columns) += A (rows, depth) B (depth, columns), columns a multiple of 16; strides in floats."""
+    for k in range(0, depth, DEPTH):
+        some = min(DEPTH, depth - k)
+        left, right = a + k * a_column * 4, b + k * b_row * 4
+        for column in range(0, columns, 16 * VECTORS):
+            full = column + 16 * VECTORS <= columns
+            for row in range(0, rows // ROWS * ROWS, ROWS):
+                place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
+                if full:
+                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                else:
+                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+            for row in range(rows // ROWS * ROWS, rows):
+                place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
+                if full:
+                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                else:
+                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+
+
+@Kernel
+def _fma_products(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    K, panels = given[STEPS], (given[O] + 31) // 32
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
+    memory = np.zeros((last - first + 1) * 32, np.float32)
+    bias = memory.ctypes.data
+    y = bias + 128
+    hold_bias(bias, given, panel)
+    x = given[A] + first * given[X_STRIDE] * 4
+    multiply(y, 32, last - first, 32, x, given[X_STRIDE], 1, given[B] + panel * K * 128, 32, K)
+    add_bias(y, last - first, bias)
+    deliver(y, last - first, given, first, panel)
+
+
+def _run(kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0)):
+    T, O = shape
+    out = np.empty(shape, np.float32)
+    if not T:
+        return out
+    residual_stride, kind = 0, CODES[activation or "linear"]
+    if residual is not None:
+        residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
+        residual_stride = residual.strides[0] // 4
+    activate_at = _activate_block.address if kind != NONE else 0
+    panels = -(-O // PANEL)
+    parallel(
+        kernel, chunks[1] * panels, x, weight, row_scales, column_scales, bias, residual, out, T, O, steps, chunks[0], kind,
+        activate_at, amx.CONFIG, thread_limit(), residual_stride, stride, *cut,
+    )  # fmt: skip
+    return out
+
+
+def _chunks(T, row_bytes):
+    """How many blocks of 16 rows make a chunk, an even number, and how many chunks there are, of nearly one size."""
+    T, most = max(T, 1), max(32, CHUNK_BYTES // row_bytes // 32 * 32)
+    each = -(-T // (-(-T // most) * 32))
+    return 2 * each, -(-T // (each * 32))
+
+
+def tile_product(x, weight, scales, diagonals, O, bias, activation, residual):
+    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O) float32."""
+    steps, slices = x.blocks.shape[1:3]
+    kernel = _sliced_products if slices > 1 else _bf16_products
+    chunks = _chunks(x.shape[0], steps * slices * 64)
+    shape = (x.shape[0], O)
+    cut = (slices, diagonals)
+    return _run(kernel, x.blocks, x.scales, weight, scales, bias, residual, shape, steps, chunks, activation, cut=cut)
+
+
+def fma_product(x, weight, O, bias, activation, residual):
+    """(T, K) float32 and panels (O/32, K, 32) -> (T, O) float32."""
+    T, K = x.shape
+    if x.dtype != np.float32 or x.strides[1] != 4:
+        x = np.ascontiguousarray(x, np.float32)
+    chunk = max(1, min(T, 128))
+    chunks = (chunk, -(-T // chunk))
+    stride = x.strides[0] // 4
+    return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride)
+
+
+def pack_panels(weight):  # (O, K) float32 -> (O/32, K, 32)
+    """A weight as panels for fma_product."""
+    O, K = weight.shape
+    count = -(-O // PANEL)
+    panels = aligned((count, K, PANEL), np.float32)
+    for p in range(count):
+        rows = weight[p * PANEL : (p + 1) * PANEL]
+        panels[p, :, : len(rows)] = rows.T
+        panels[p, :, len(rows) :] = 0
+    return panels
+
+
+@Kernel
+def _finish(arguments, block, worker):
+    """16 rows of a product that BLAS has done, in place."""
+    given = carray(words(arguments), 8)
+    T, O = given[4], given[5]
+    for t in range(block * 16, min(block * 16 + 16, T)):
+        y = carray(floats(given[0] + t * O * 4), O)
+        bias = carray(floats(given[1]), O)
+        for c in range(O):
+            y[c] += bias[c]
+        if given[6]:
+            call_kernel(given[7], y.ctypes.data, O, given[6])
+        if given[2]:
+            residual = carray(floats(given[2] + t * given[3] * 4), O)
+            for c in range(O):
+                y[c] += residual[c]
+
+
+def blas_product(x, weight, O, bias, activation, residual):
+    """(T, K), (O, K) float32 -> (T, O), by NumPy's BLAS."""
+    y = np.matmul(x, weight.T, dtype=np.float32)
+    kind, stride = CODES[activation or "linear"], 0
+    if residual is not None:
+        residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
+        stride = residual.strides[0] // 4
+    activate_at = _activate_block.address if kind != NONE else 0
+    parallel(_finish, -(-len(y) // 16), y, bias, residual, stride, len(y), O, kind, activate_at)
+    return y

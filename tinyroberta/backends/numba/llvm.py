@@ -1,0 +1,298 @@
+"""What Numba has no name for, as LLVM instructions: pointers, atomics, exact fused multiply-add, calls by address, vectors.
+
+Kernels are C functions kernel(arguments, block, worker): `arguments` is the address of int64 numbers, which are addresses and
+shapes. So that any thread can run any kernel, and a kernel is compiled once.
+"""
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
+X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
+FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
+
+
+def pointer_to(element, name):
+    """An intrinsic: an integer address as a pointer, for numba.carray."""
+
+    @intrinsic
+    def pointer(typingctx, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), codegen
+
+    pointer.__name__ = name
+    return pointer
+
+
+floats, integers, bytes_, words = (
+    pointer_to(element, name)
+    for element, name in (
+        (types.float32, "floats"),
+        (types.int32, "integers"),
+        (types.int8, "bytes"),
+        (types.int64, "words"),
+    )
+)
+halves = pointer_to(types.uint16, "halves")
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c in float32, rounded once where the machine has the instruction, twice elsewhere."""
+
+    def codegen(context, builder, signature, args):
+        if FUSED:
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
+            return builder.call(function, args)
+        return builder.fadd(builder.fmul(args[0], args[1]), args[2])
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+@intrinsic
+def float_of(typingctx, bits):
+    """The float32 of these 32 bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def bits_of(typingctx, x):
+    """The 32 bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], I32)
+
+    return types.int32(types.float32), codegen
+
+
+def _call_void(builder, name, kinds, args):
+    builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name), args)
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], I8.as_pointer())
+        _call_void(builder, "llvm.prefetch.p0", [I8.as_pointer(), I32, I32, I32], [pointer, I32(0), I32(2), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx):
+    """Tell the core that it spins."""
+
+    def codegen(context, builder, signature, args):
+        if X86:
+            _call_void(builder, "llvm.x86.sse2.pause", [], [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def load_word(typingctx, address):
+    """An atomic load of an int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_word(typingctx, address, value):
+    """An atomic store of an int64."""
+
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def add_word(typingctx, address, value):
+    """Add to an int64, atomically; what it was before."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def swap_word(typingctx, address, old, new):
+    """Replace an int64 if it is `old`, atomically; whether it was."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        pair = builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_kernel(typingctx, function, arguments, block, worker):
+    """Call the kernel at an address."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+LANES = ir.VectorType(F32, 16)
+INTEGERS = ir.VectorType(I32, 16)
+
+
+def _lanes(builder, address, kind=LANES):
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _spread(builder, x):
+    """16 lanes of one float32."""
+    nothing = ir.Constant(LANES, ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(nothing, x, I32(0)), nothing, ir.Constant(INTEGERS, [0] * 16))
+
+
+def combine_lanes(diagonals):
+    """An intrinsic: 16 floats out = (c0 + (c1 2^-8 + ...)) (scale column_scales) + bias from 16 int32 of each diagonal.
+
+    sum_row is the distance in bytes from a diagonal to the next; all else are addresses, but for scale.
+    """
+
+    @intrinsic
+    def combine(typingctx, sums, sum_row, scale, column_scales, bias, out):
+        def codegen(context, builder, signature, args):
+            sums, sum_row, scale, column_scales, bias, out = args
+            places = [builder.add(sums, builder.mul(sum_row, I64(n))) for n in range(diagonals)]
+            terms = [builder.sitofp(_lanes(builder, place, INTEGERS), LANES) for place in places]
+            scaled = [
+                builder.fmul(term, ir.Constant(LANES, [2.0 ** (-8 * n)] * 16)) if n else term for n, term in enumerate(terms)
+            ]
+            total = scaled.pop()
+            while scaled:
+                total = builder.fadd(scaled.pop(), total)
+            factor = builder.fmul(_spread(builder, scale), _lanes(builder, column_scales))
+            total = builder.fadd(builder.fmul(total, factor), _lanes(builder, bias))
+            builder.store(total, builder.inttoptr(out, LANES.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        words_ = [types.int64] * 3
+        return types.void(types.int64, types.int64, types.float32, *words_), codegen
+
+    return combine
+
+
+@intrinsic
+def add_lanes(typingctx, a, b, out):
+    """16 floats out = a + b, by address."""
+
+    def codegen(context, builder, signature, args):
+        total = builder.fadd(_lanes(builder, args[0]), _lanes(builder, args[1]))
+        builder.store(total, builder.inttoptr(args[2], LANES.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_lanes(typingctx, a, out):
+    """16 floats from one address to another."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(_lanes(builder, args[0]), builder.inttoptr(args[1], LANES.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def most_of_columns(typingctx, x, rows, out):
+    """The largest of each of 32 columns: x (rows, 32) and out (32,) float32 by address, rows at least 1."""
+
+    def codegen(context, builder, signature, args):
+        x, rows, out = args
+        largest = [cgutils.alloca_once(builder, LANES) for _ in range(2)]
+        for half, place in enumerate(largest):
+            builder.store(_lanes(builder, builder.add(x, I64(64 * half))), place)
+        with cgutils.for_range(builder, rows, intp=I64) as loop:
+            row = builder.add(x, builder.mul(loop.index, I64(128)))
+            for half, place in enumerate(largest):
+                new, old = _lanes(builder, builder.add(row, I64(64 * half))), builder.load(place)
+                builder.store(builder.select(builder.fcmp_ordered("<=", new, old), old, new), place)
+        for half, place in enumerate(largest):
+            builder.store(builder.load(place), builder.inttoptr(builder.add(out, I64(64 * half)), LANES.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def fma_block(rows, vectors):
+    """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
+
+    Strides are in floats: C's and B's rows, A's rows and columns. A row's bits do not depend on `rows` or `vectors`.
+    """
+    name = "llvm.fma.v16f32"
+
+    @intrinsic
+    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth):
+        def codegen(context, builder, signature, args):
+            c, c_row, a, a_row, a_column, b, b_row, depth = args
+            sums = [[cgutils.alloca_once(builder, LANES) for _ in range(vectors)] for _ in range(rows)]
+            zero = ir.Constant(LANES, [0.0] * 16)
+            for row in sums:
+                for place in row:
+                    builder.store(zero, place)
+
+            def at(base, *terms):  # the address base + 4 (sum of products)
+                for terms_of in terms:
+                    offset = terms_of[0]
+                    for factor in terms_of[1:]:
+                        offset = builder.mul(offset, factor)
+                    base = builder.add(base, builder.mul(offset, I64(4)))
+                return base
+
+            with cgutils.for_range(builder, depth, intp=I64) as loop:
+                k = loop.index
+                right = at(b, (k, b_row))
+                loaded = [_lanes(builder, builder.add(right, I64(64 * v))) for v in range(vectors)]
+                left = at(a, (k, a_column))
+                for r in range(rows):
+                    pointer = builder.inttoptr(at(left, (a_row, I64(r))), F32.as_pointer())
+                    spread = _spread(builder, builder.load(pointer, align=4))
+                    for v in range(vectors):
+                        old = builder.load(sums[r][v])
+                        if FUSED:
+                            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(LANES, [LANES] * 3), name)
+                            new = builder.call(function, [spread, loaded[v], old])
+                        else:
+                            new = builder.fadd(builder.fmul(spread, loaded[v]), old)
+                        builder.store(new, sums[r][v])
+            for r in range(rows):
+                for v in range(vectors):
+                    address = builder.add(at(c, (c_row, I64(r))), I64(64 * v))
+                    pointer = builder.inttoptr(address, LANES.as_pointer())
+                    total = builder.fadd(builder.load(pointer, align=4), builder.load(sums[r][v]))
+                    builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return block

@@ -1,0 +1,124 @@
+"""Rows to rows: layer norm, and cutting what comes out for the product that reads it.
+
+A block is 16 rows, (16, D) float32, each read once from memory: two passes over it in the first-level cache give mean and
+variance (Ba et al. 2016), a third the result, as float32 or as digits in tile layout (slices.py). Sums run in several lanes at
+once, in an order that depends on D alone.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from .llvm import float_of, floats, words
+from .slices import write_row
+from .threads import Kernel, aligned, parallel
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows (T, K) as blocks of slices (1: bf16), with their scales."""
+
+    blocks: Any
+    scales: Any
+    shape: tuple[int, int]
+    slices: int
+
+    def __getitem__(self, rows: slice) -> "Cut":
+        """Some of the rows, their digits as they are."""
+        T, K = self.shape
+        steps = self.blocks.shape[1]
+        each = self.blocks.transpose(0, 3, 1, 2, 4).reshape(-1, steps, self.slices, 64)[:T][rows]
+        padded = np.zeros((-(-len(each) // 16) * 16, *each.shape[1:]), np.int8)
+        padded[: len(each)] = each
+        blocks = aligned((len(padded) // 16, steps, self.slices, 16, 64), np.int8)
+        blocks[:] = padded.reshape(-1, 16, steps, self.slices, 64).transpose(0, 2, 3, 1, 4)
+        scales = np.ones(len(padded), np.float32)
+        scales[: len(each)] = self.scales[:T][rows]
+        return Cut(blocks, scales, (len(each), K), self.slices)
+
+
+@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
+def total(x):  # (n,) -> the sum
+    sum = np.float32(0)
+    for j in range(len(x)):
+        sum += x[j]
+    return sum
+
+
+@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
+def total_of_squares(x, mean):  # sum of (x - mean)^2
+    sum = np.float32(0)
+    for j in range(len(x)):
+        centred = x[j] - mean
+        sum += centred * centred
+    return sum
+
+
+@Kernel
+def _rows(arguments, block, worker):
+    """Norm where a weight is given, then float32 or slices."""
+    given = carray(words(arguments), 11)
+    x, stride, T, D, weight, bias, eps = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
+    out, scales, slices, steps = given[7], given[8], given[9], given[10]
+    unit = 32 if slices == 1 else 64
+    buffer = np.zeros(max(D, steps * unit), np.float32)
+    row = buffer[:D]
+    small = float_of(np.int32(eps))
+    for r in range(16):
+        t = block * 16 + r
+        if t < T:
+            source = carray(floats(x + t * stride * 4), D)
+            target = carray(floats(out + t * D * 4), D) if slices == 0 else row
+            if weight:
+                gain, shift = carray(floats(weight), D), carray(floats(bias), D)
+                mean = total(source) / np.float32(D)
+                variance = total_of_squares(source, mean) / np.float32(D)
+                inverse = np.float32(1) / np.float32(math.sqrt(variance + small))
+                for j in range(D):
+                    target[j] = (source[j] - mean) * inverse * gain[j] + shift[j]
+            else:
+                for j in range(D):
+                    target[j] = source[j]
+        else:
+            for j in range(D):
+                row[j] = np.float32(0)
+        if slices:
+            scale = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
+            carray(floats(scales + block * 64), 16)[r] = scale
+
+
+def _bits(eps):
+    return int(np.float32(eps).view(np.int32))
+
+
+def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
+    x = np.ascontiguousarray(x, np.float32)
+    T, D = x.shape
+    out = np.empty((T, D), np.float32)
+    parallel(_rows, -(-T // 16), x, D, T, D, weight, bias, _bits(eps), out, 0, 0, 0)
+    return out
+
+
+def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows contiguous -> Cut
+    """Rows, or their layer norm, cut for a product."""
+    if x.dtype != np.float32 or x.strides[1] != 4 or x.strides[0] % 4:
+        x = np.ascontiguousarray(x, np.float32)
+    T, D = x.shape
+    steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
+    blocks, scales = aligned((count, steps, slices, 16, 64), np.int8), np.empty(count * 16, np.float32)
+    parallel(_rows, count, x, x.strides[0] // 4, T, D, weight, bias, _bits(eps), blocks, scales, slices, steps)
+    return Cut(blocks, scales, (T, D), slices)
+
+
+def whole(x):  # Cut -> (T, K) float32
+    """The numbers that cut rows stand for."""
+    T, K = x.shape
+    if x.slices == 1:
+        bits = x.blocks.view(np.uint16)[:, :, 0].swapaxes(1, 2).reshape(-1, x.blocks.shape[1] * 32).astype(np.uint32) << 16
+        return np.ascontiguousarray(bits.view(np.float32)[:T, :K])
+    digits = x.blocks.astype(np.float64) / 256.0 ** np.arange(x.slices)[:, None, None]
+    rows = digits.sum(2).swapaxes(1, 2).reshape(len(x.scales), -1) * x.scales[:, None]
+    return rows[:T, :K].astype(np.float32)

@@ -1,0 +1,53 @@
+"""Which unit multiplies: tiles (amx), float32 fused multiply-adds (fma), or NumPy's BLAS (blas).
+
+TINYROBERTA_CPU=amx|fma|blas forces one.
+"""
+
+import os
+import platform
+
+from ...errors import Error
+from . import amx
+from .llvm import FEATURES, FUSED
+from .threads import allowed_threads
+
+PATHS = ("amx", "fma", "blas")
+UNITS = {
+    "amx": "tiles of 8-bit integers and bf16 (AMX)",
+    "fma": f"float32 multiply-adds, {16 if 'avx512f' in FEATURES else 8} at a time",
+    "blas": "NumPy's BLAS",
+}
+
+
+def reason_against(path: str) -> str | None:
+    """Why this machine cannot take a path, in words; None where it can."""
+    if path == "amx":
+        return amx.missing()
+    if path == "fma" and not (FUSED and "avx2" in FEATURES):
+        return f"no AVX2 with fused multiply-add on this {platform.machine()}"
+    return None
+
+
+def chosen_path() -> str:
+    """The path that TINYROBERTA_CPU names, else the first that the machine can take; raises Error where the named one cannot."""
+    asked = os.environ.get("TINYROBERTA_CPU", "")
+    if not asked:
+        return next(path for path in PATHS if reason_against(path) is None)
+    if asked not in PATHS:
+        raise Error(f"TINYROBERTA_CPU is {asked!r}; this version has {', '.join(PATHS)}")
+    against = reason_against(asked)
+    if against is not None:
+        raise Error(f"TINYROBERTA_CPU={asked} cannot run here: {against}")
+    return asked
+
+
+def describe() -> list[str]:
+    """What runs on this machine and why, a line each."""
+    path = chosen_path()
+    lines = [f"matrix products: {path}, {UNITS[path]}"]
+    if os.environ.get("TINYROBERTA_CPU"):
+        lines.append(f"  as TINYROBERTA_CPU={path} asks")
+    else:
+        lines += [f"  not {other}: {reason_against(other)}" for other in PATHS[: PATHS.index(path)]]
+    lines.append(f"threads: {allowed_threads()} of {os.cpu_count()} CPUs")
+    return lines

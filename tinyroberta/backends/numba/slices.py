@@ -1,0 +1,130 @@
+"""Rows as tiles read them: cut into signed 8-bit slices, or rounded to bf16.
+
+A row is scaled to 24-bit integers (16-bit for two slices) and written in signed base-256 digits, x = scale (s0 + s1/256 +
+s2/65536), so that products of digits are exact in int32 (Ozaki et al. 2012; Ootomo et al. 2024). The definition, to the bit:
+
+    gain = min(top / max|row|, 2^126)    one float32 division; 1 / 1 stands for top / 0
+    N = rint(x gain)                     one float32 product, ties to even
+    s2, N = N mod 256 in -128..127, (N - s2) / 256, and so on; s0 is what is left
+    scale = 256^(slices - 1) / gain      NaN for a row that is not finite
+
+Layout, "blocks": (T/16, K/unit, slices, 16, 64) bytes, unit = 64 values a tile row, or 32 of bf16 (slices = 1, no scale).
+Layout, "panels", for weights (O, K): (O/32, K/unit, slices, 2, 16, 16, 4) bytes: 32 outputs as two tiles of 16 x (16 x 4 bytes).
+"""
+
+import math
+
+import numpy as np
+from numba import carray, njit
+
+from .llvm import bits_of, bytes_, float_of, floats, halves, integers, words
+from .threads import Kernel, aligned, parallel
+
+TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
+MOST = np.float32(2.0**126)
+NAN = np.float32(math.nan)
+PANEL = 32  # outputs a panel
+DEEPEST = 32768  # K up to which three products of digits add up in int32
+
+
+@njit(error_model="numpy")
+def cut_row(x, slices, place, steps):
+    """Write a row of steps x 64 float32 as digits at an address, 1024 bytes from slice to slice; returns its scale."""
+    most = np.int32(0)
+    for j in range(steps * 64):
+        most = max(most, np.int32(bits_of(x[j]) & np.int32(0x7FFFFFFF)))
+    finite = most < 0x7F800000
+    largest = float_of(most) if finite else np.float32(0)
+    top = TOP_3 if slices == 3 else TOP_2
+    gain = np.float32(1) if largest == 0 else top / largest
+    gain = min(gain, MOST)
+    if not finite:
+        for j in range(steps * 64):
+            x[j] = np.float32(0)
+    if slices == 3:
+        for k in range(steps):
+            high, middle, low = (
+                carray(bytes_(place + k * 3072), 64),
+                carray(bytes_(place + k * 3072 + 1024), 64),
+                carray(bytes_(place + k * 3072 + 2048), 64),
+            )
+            row = x[k * 64 : k * 64 + 64]
+            for j in range(64):
+                n = np.int32(np.rint(row[j] * gain))
+                low[j] = np.int8(n)
+                n = np.int32(n + np.int32(128)) >> np.int32(8)
+                middle[j] = np.int8(n)
+                high[j] = np.int8(np.int32(n + np.int32(128)) >> np.int32(8))
+        scale = np.float32(65536) / gain
+    else:
+        for k in range(steps):
+            high, low = carray(bytes_(place + k * 2048), 64), carray(bytes_(place + k * 2048 + 1024), 64)
+            row = x[k * 64 : k * 64 + 64]
+            for j in range(64):
+                n = np.int32(np.rint(row[j] * gain))
+                low[j] = np.int8(n)
+                high[j] = np.int8(np.int32(n + np.int32(128)) >> np.int32(8))
+        scale = np.float32(256) / gain
+    return scale if finite else NAN
+
+
+@njit(error_model="numpy")
+def round_row(x, place, steps):
+    """Write a row of steps x 32 float32 as bf16, rounded to nearest even, at an address, 1024 bytes from step to step."""
+    for k in range(steps):
+        out, row = carray(halves(place + k * 1024), 32), x[k * 32 : k * 32 + 32]
+        for j in range(32):
+            bits = np.uint32(bits_of(row[j]))
+            rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            quiet = (bits >> np.uint32(16)) | np.uint32(64)
+            out[j] = np.uint16(quiet if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded)
+
+
+@njit(error_model="numpy")
+def write_row(x, slices, block, steps, row):
+    """A row as row `row` of the block at an address; returns its scale."""
+    place = block + row * 64
+    if slices == 1:
+        round_row(x, place, steps)
+        return np.float32(1)
+    return cut_row(x, slices, place, steps)
+
+
+@Kernel
+def _pack_weights(arguments, block, worker):
+    """A block is a panel: 32 rows of the weight, cut, then 4-byte groups transposed within each tile."""
+    given = carray(words(arguments), 8)
+    weight, O, K, slices, steps, panels, scales = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
+    unit = 32 if slices == 1 else 64
+    row = np.zeros(steps * unit, np.float32)
+    size = steps * slices * 1024
+    cut = np.zeros(2 * size + 64, np.int8)
+    start = (cut.ctypes.data + 63) // 64 * 64
+    scale = carray(floats(scales + block * 128), 32)
+    for c in range(32):
+        o = block * 32 + c
+        if o < O:
+            source = carray(floats(weight + o * K * 4), K)
+            for j in range(K):
+                row[j] = source[j]
+        else:
+            for j in range(K):
+                row[j] = np.float32(0)
+        scale[c] = write_row(row, slices, start + (c // 16) * size, steps, c % 16)
+    for tile in range(steps * slices):
+        for half in range(2):
+            source = carray(integers(start + half * size + tile * 1024), (16, 16))
+            target = carray(integers(panels + ((block * steps * slices + tile) * 2 + half) * 1024), (16, 16))
+            for r in range(16):
+                for c in range(16):
+                    target[r, c] = source[c, r]
+
+
+def pack_weights(weight, slices):  # (O, K) float32 -> panels, (O/32 * 32,) scales
+    """A weight as panels of slices (1: bf16)."""
+    O, K = weight.shape
+    steps = -(-K // (32 if slices == 1 else 64))
+    count = -(-O // PANEL)
+    panels, scales = aligned((count, steps, slices, 2048), np.int8), aligned((count * PANEL,), np.float32)
+    parallel(_pack_weights, count, weight, O, K, slices, steps, panels, scales, 0)
+    return panels, scales

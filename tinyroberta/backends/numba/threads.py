@@ -1,0 +1,257 @@
+"""Threads for the kernels: a few Python threads that run compiled code without the interpreter's lock.
+
+A call cuts its work into blocks; every thread claims the next block from one atomic counter until none is left, so a thread that
+comes late costs at most a block. Which thread computes a block never changes its result. A worker that runs out of work spins for
+some 100 microseconds, since the next operation follows soon, and then sleeps.
+
+Numba's own layers do not serve here: its default aborts when two Python threads call at once, OpenMP's dies after fork. Here a
+second caller simply works alone while the first one has the pool, and a forked child starts with a pool of its own.
+"""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numba import cfunc, njit
+
+from .llvm import add_word, call_kernel, load_word, pause, store_word, swap_word
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write.
+REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, SLEEPING = 0, 64, 128, 136, 144, 192
+ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on how many threads may claim them
+SPINS = 2000
+
+
+class Kernel:
+    """A kernel, void(arguments, block, worker), compiled (or read from Numba's cache) when its address is first asked for."""
+
+    every: "list[Kernel]" = []  # noqa: RUF012
+
+    def __init__(self, function: Any) -> None:
+        self.function, self._compiled = function, None
+        Kernel.every.append(self)
+
+    @property
+    def address(self) -> int:
+        """Where the machine code is."""
+        if self._compiled is None:
+            with _compiling, _announced(self.function.__name__.strip("_").replace("_", " ")):
+                if self._compiled is None:
+                    self._compiled = _compile(cfunc, "void(int64, int64, int64)", self.function)
+        return int(self._compiled.address)  # type: ignore[attr-defined]
+
+
+_compiling = threading.RLock()
+_said = False
+
+
+def _compile(decorator: Any, signature: str, function: Any) -> Any:
+    options = {"error_model": "numpy"} | ({"nogil": True} if decorator is njit else {})
+    try:
+        return decorator(signature, cache=True, **options)(function)
+    except RuntimeError:  # Numba finds no folder to cache in
+        return decorator(signature, **options)(function)
+
+
+@contextmanager
+def _announced(name: str) -> Iterator[None]:
+    """Say on stderr what is being compiled, where it takes more than a second."""
+
+    def say() -> None:
+        global _said
+        first = "" if _said else "tinyroberta: the first run compiles for this CPU and keeps it (`tinyroberta warmup`: ahead)\n"
+        _said = True
+        print(f"{first}tinyroberta: compiling {name}", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(1.0, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _claim(state, worker, spins):
+    """Run blocks until none has come for `spins` looks."""
+    looks = 0
+    while looks <= spins:
+        remaining = load_word(state + REMAINING)
+        count = remaining & ((1 << ALLOWED) - 1)
+        if count > 0 and worker < remaining >> ALLOWED:
+            if swap_word(state + REMAINING, remaining, remaining - 1):
+                # the other words are read only now: they stand until the block that is ours is done
+                block = load_word(state + TOTAL) - count
+                call_kernel(load_word(state + FUNCTION), load_word(state + ARGUMENTS), block, worker)
+                add_word(state + DONE, 1)
+            looks = 0
+        else:
+            looks += 1
+            if spins > 0:
+                pause()
+
+
+def _lie_down(state, worker):
+    """Say that a worker sleeps, then look once more."""
+    store_word(state + SLEEPING + 64 * worker, 1)
+    claim(state, worker, 0)
+
+
+def _share(state, function, arguments, total, threads):
+    """Offer the blocks to the workers, work on them too and return when all are done."""
+    store_word(state + DONE, 0)
+    store_word(state + FUNCTION, function)
+    store_word(state + ARGUMENTS, arguments)
+    store_word(state + TOTAL, total)
+    store_word(state + REMAINING, total | (threads << ALLOWED))
+    claim(state, 0, 0)
+    while load_word(state + DONE) < total:
+        pause()
+
+
+def _alone(function, arguments, total):
+    for block in range(total):
+        call_kernel(function, arguments, block, 0)
+
+
+claim = _compile(njit, "void(int64, int64, int64)", _claim)
+lie_down = _compile(njit, "void(int64, int64)", _lie_down)
+share = _compile(njit, "void(int64, int64, int64, int64, int64)", _share)
+alone = _compile(njit, "void(int64, int64, int64)", _alone)
+
+
+class Pool:
+    """The workers of a process and the words that they share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.wakes: list[SimpleQueue[None]] = []
+        self.limit = allowed_threads()
+        self.state = aligned((8 * (self.limit + 4),), np.int64)
+        self.state[:] = 0
+
+    def ready(self, threads: int) -> None:
+        """Start the workers that are missing, wake those that sleep."""
+        while len(self.wakes) < threads - 1:
+            wake: SimpleQueue[None] = SimpleQueue()
+            self.wakes.append(wake)
+            name = f"tinyroberta-{len(self.wakes)}"
+            threading.Thread(target=_work, args=(self.state, len(self.wakes), wake), name=name, daemon=True).start()
+        flags = self.state[SLEEPING // 8 :: 8]
+        for worker in range(1, threads):
+            if flags[worker]:
+                flags[worker] = 0
+                self.wakes[worker - 1].put(None)
+
+
+def _work(state: Array, worker: int, wake: "SimpleQueue[None]") -> None:
+    where = state.ctypes.data
+    while True:
+        claim(where, worker, SPINS)
+        lie_down(where, worker)
+        wake.get()
+
+
+def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads: int | None = None) -> None:
+    """Run kernel(arguments, block, worker) for every block; values are arrays (their addresses are passed; None: 0) and integers.
+
+    A worker is below `thread_limit()`, or below `threads` where that is given.
+    """
+    arguments = np.array([x if isinstance(x, int) else address(x) for x in values], np.int64)
+    count = min(threads or thread_limit(), blocks)
+    pool = _pool()
+    if count > 1 and pool.lock.acquire(blocking=False):
+        try:
+            pool.ready(count)
+            share(pool.state.ctypes.data, kernel.address, arguments.ctypes.data, blocks, count)
+        finally:
+            pool.lock.release()
+    else:
+        alone(kernel.address, arguments.ctypes.data, blocks)
+
+
+def address(x: "Array | None") -> int:
+    """Where an array's first number is; 0 for None."""
+    return 0 if x is None else int(x.__array_interface__["data"][0])
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array that starts on a cache line: tiles that straddle two load at a third of the speed."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -address(buffer) % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+_current = threading.local()
+_shared: Pool | None = None
+_starting = threading.Lock()
+
+
+def _pool() -> Pool:
+    global _shared
+    if _shared is None:
+        with _starting:
+            _shared = _shared or Pool()
+    return _shared
+
+
+def _forget() -> None:
+    """In a forked child: the parent's workers are not there, and its locks may be held by threads that are not there."""
+    global _shared, _starting, _compiling
+    _shared, _starting, _compiling = None, threading.Lock(), threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def thread_limit() -> int:
+    """How many threads an operation may use here and now."""
+    most = _pool().limit
+    wanted = getattr(_current, "threads", None)
+    return most if wanted is None else min(wanted, most)
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Operations of this Python thread use at most so many threads."""
+    before = getattr(_current, "threads", None)
+    _current.threads = threads
+    try:
+        yield
+    finally:
+        _current.threads = before
+
+
+def allowed_threads() -> int:
+    """The CPUs this process may run on, less where a cgroup's quota or NUMBA_NUM_THREADS says so."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("NUMBA_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        count = min(count, int(given))
+    return max(1, math.ceil(min(count, cgroup_quota())))
+
+
+def cgroup_quota(root: str = "/sys/fs/cgroup") -> float:
+    """The CPUs that a cgroup (version 2 or 1) grants, infinite where there is no limit."""
+    try:
+        quota, period = (Path(root) / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((Path(root) / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    try:
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except ValueError:  # "max"
+        return math.inf
