@@ -185,7 +185,7 @@ class RobertaPreLayerNormPreTrainedModel:
     def save_pretrained(
         self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
     ) -> None:
-        """Write config.json and the tensors as they were stored, in shards past `max_shard_size` (bytes, or "5GB"), for transformers too.
+        """Write config.json and the tensors as they were stored, in shards past a size ("5GB"), for transformers too.
 
         `written` is told of every few bytes on their way.
         """
