@@ -157,7 +157,7 @@ def test_every_backend_keeps_the_contract() -> None:
     import inspect
 
     contract = {name: f for name, f in vars(Backend).items() if inspect.isfunction(f) and not name.startswith("_")}
-    for backend in BACKENDS:
+    for backend in set(BACKENDS) - {"cupy"}:  # test_cupy_backend.py holds that one to it, on its stand-in
         module = load_backend(backend)
         for name, declared in contract.items():
             ours = [(p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]

@@ -1,6 +1,6 @@
 """Keys and values of tokens already read, so that the next one costs one token's work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Cache(Sequence[tuple[Array, ...]]):
         self._layers = [(LayerCache(empty, empty), LayerCache(empty, empty)) for _ in range(layers)]
 
     @classmethod
-    def of(cls, past: Any, layers: int, batch: int, dtype: Any) -> "Cache":
+    def of(cls, past: Any, layers: int, batch: int, dtype: Any, asarray: Callable[[Any], Array] = np.asarray) -> "Cache":
         """A cache from transformers' tuples, (k, v) or (k, v, cross_k, cross_v) a layer, each (B, H, S, d); a Cache is itself.
 
         Raises Error where the number of layers, the batch or the shapes do not fit.
@@ -86,7 +86,7 @@ class Cache(Sequence[tuple[Array, ...]]):
                     k.ndim != 4 or k.shape != v.shape or k.dtype.kind not in "fV" for k, v in pairs
                 ):
                     raise Error("past_key_values must hold (k, v[, cross_k, cross_v]) a layer, floats (batch, heads, length, d)")
-                made = [LayerCache(k.astype(dtype, copy=False), v.astype(dtype, copy=False)) for k, v in pairs]
+                made = [LayerCache(*(asarray(x.astype(dtype, copy=False)) for x in pair)) for pair in pairs]
                 cache._layers[index] = (made[0], made[1] if len(made) == 2 else cache._layers[index][1])
         for place in (0, 1):
             shapes = {(pair[place].keys.shape[0], pair[place].length) for pair in cache._layers}

@@ -11,7 +11,7 @@ from . import generation, losses
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error
-from .inputs import as_array, check_ids
+from .inputs import as_array, check_ids, on_gpu
 from .models import (
     Options,
     Past,
@@ -145,7 +145,10 @@ class EncoderDecoderModel:
             first = encoder_outputs if hasattr(encoder_outputs, "last_hidden_state") else None
             if first is None and not (isinstance(encoder_outputs, Sequence) and len(encoder_outputs)):
                 raise Error("encoder_outputs must be an encoder's output, or a tuple that begins with its last_hidden_state")
-            states = None if first is not None else as_array(encoder_outputs[0], "encoder_outputs")
+            states = None
+            if first is None:
+                given = encoder_outputs[0]
+                states = given if on_gpu(given) else self.encoder.ops.asarray(as_array(given, "encoder_outputs"))
             encoded = first or BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states)
         source = self._projected(encoded.last_hidden_state)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -164,7 +167,7 @@ class EncoderDecoderModel:
             use_cache=use_cache,
             **kept,
         )
-        loss = None if labels is None else losses.masked_lm(np.asarray(output.logits), as_array(labels, "labels"))
+        loss = None if labels is None else losses.masked_lm(self.decoder.ops.to_numpy(output.logits), as_array(labels, "labels"))
         whole = Seq2SeqLMOutput(
             loss,
             output.logits,

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .backends import Array
+from .backends import Array, Backend
 from .backends.numpy import softmax
 from .cache import Cache
 from .errors import Error
-from .inputs import check_ids, check_integers, check_numbers, check_range
+from .inputs import check_ids, check_integers, check_numbers, check_range, on_gpu
 from .losses import log_softmax
 from .outputs import GenerateOutput
 
@@ -170,6 +170,9 @@ class CausalLM(Protocol):
 
     config: Any
 
+    @property
+    def ops(self) -> Backend: ...
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
@@ -208,7 +211,7 @@ class Rows:
             **self.constants,
         )
         self.cache = output.past_key_values
-        return np.asarray(output.logits)[:, -1].astype(np.float64)
+        return np.asarray(self.model.ops.to_numpy(output.logits))[:, -1].astype(np.float64)
 
     def append(self, tokens: Array) -> None:
         """One more token for every row."""
@@ -319,7 +322,7 @@ def generate(
 
 def _for_rows(value: Any, name: str, B: int, copies: int) -> Array:
     """What belongs to each prompt, or to all of them, (B or 1, ...) -> (B x copies, ...)."""
-    value = check_numbers(value, name)
+    value = value if on_gpu(value) else check_numbers(value, name)
     if value.ndim == 0 or len(value) not in (1, B):
         raise Error(f"{name} has shape {value.shape}; it must be for a batch of {B}")
     return np.repeat(np.broadcast_to(value, (B, *value.shape[1:])), copies, 0)

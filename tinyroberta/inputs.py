@@ -35,7 +35,10 @@ class Rows(NamedTuple):
             whole[self.places] = x
             x = whole
         x = x.reshape(*self.shape, *x.shape[1:])
-        return x if self.shown is None else np.where(self.shown.reshape(*self.shape, *[1] * (x.ndim - 2)), x, x.dtype.type(0))
+        if self.shown is not None:
+            x = x.copy()  # the rows are still the encoder's
+            x[~self.shown] = 0
+        return x
 
     def unpack_probabilities(self, probabilities: list[Array], keys: int | None = None) -> Array:
         """B x (H, Sq, Sk) -> (B, H, S, keys): this call's own tokens as keys, or `keys` others of each sequence."""
@@ -51,7 +54,7 @@ class Rows(NamedTuple):
                 columns = rows[: p.shape[2]] if own else np.arange(keys)
                 whole[b][:, rows[:, None], columns] = p
         if self.shown is not None:
-            whole *= self.shown[:, None, :, None]
+            whole.transpose(0, 2, 1, 3)[~self.shown] = 0
         return whole
 
     def first(self, x: Array) -> Array:  # (T, D) -> (B, D)
@@ -127,10 +130,15 @@ def additive(mask: Array, queries: int, causal: bool, dtype: Any) -> Array:  # (
     return bias
 
 
+def on_gpu(x: Any) -> bool:
+    """Whether an array is a GPU's, which NumPy's functions take but np.asarray does not."""
+    return hasattr(x, "__cuda_array_interface__")
+
+
 def as_array(x: Any, name: str) -> Array:
-    """What a caller gave, as an array; raises Error on what cannot be one."""
+    """What a caller gave, as an array of the host; raises Error on what cannot be one."""
     try:
-        return np.asarray(x)
+        return np.asarray(x.get() if on_gpu(x) and hasattr(x, "get") else x)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise Error(f"{name} is no array of numbers: it is ragged (its rows differ in length) or holds something else") from error
 
@@ -214,8 +222,8 @@ def kept_layers(asked: Any, default: bool, count: int) -> set[int]:
 
 
 def check_vectors(x: Any, name: str, width: int, dtype: Any) -> Array:
-    """Vectors (B, S, width) in a dtype; raises Error on another shape."""
-    array = check_numbers(x, name)
+    """Vectors (B, S, width) in a dtype, on the GPU if they were; raises Error on another shape."""
+    array = x if on_gpu(x) else check_numbers(x, name)
     if array.ndim != 3 or array.shape[2] != width:
         raise Error(f"{name} has shape {array.shape}; it must be (batch, tokens, {width})")
     return array.astype(dtype, copy=False)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DTYPES, PRECISIONS, Array, Backend, Settings, load_backend
+from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
@@ -287,7 +287,7 @@ class RobertaPreLayerNormPreTrainedModel:
             check(shape)
         cache = None
         if caching or past_key_values is not None:
-            cache = Cache.of(past_key_values, config.num_hidden_layers, shape[0], dtype)
+            cache = Cache.of(past_key_values, config.num_hidden_layers, shape[0], dtype, self.ops.asarray)
         past = 0 if cache is None else cache.length
         mask = None if attention_mask is None else check_numbers(attention_mask, "attention_mask")
         positions = position_ids_of(position_ids, ids, shape, past, config)
@@ -315,8 +315,8 @@ class RobertaPreLayerNormPreTrainedModel:
             hidden_act=config.hidden_act,
             position_embedding_type=config.position_embedding_type,
             sequences=rows.sequences,
-            bias=rows.bias,
-            head_mask=head_masks,
+            bias=None if rows.bias is None else ops.asarray(rows.bias),
+            head_mask=None if head_masks is None else [ops.asarray(mask) for mask in head_masks],
             pre_norm=names.FAMILIES[self.model_type].pre_norm,
             probs=config.output_attentions if probs is None else bool(probs),
             states=bool(states),
@@ -326,14 +326,25 @@ class RobertaPreLayerNormPreTrainedModel:
         if source is not None:
             S = source.shape[1]
             places = even(shape[0], shape[1], S, False, cache is not None)._replace(query_start=rows.sequences.query_start)
-            call = call._replace(source=source.reshape(-1, source.shape[2]), source_sequences=places, source_bias=source_mask)
+            bias = None if source_mask is None else ops.asarray(source_mask)
+            source_rows = ops.asarray(source.reshape(-1, source.shape[2]))
+            call = call._replace(source=source_rows, source_sequences=places, source_bias=bias)
+
+        def encode(ids: Array, positions: Array | None, types: Array, sequences: Sequences) -> forward.Encoded:
+            where = None if positions is None else ops.asarray(positions)
+            x = forward.embed(ops, ops.asarray(ids), where, ops.asarray(types), eps, **self.weights["embeddings"])
+            layers, norm = self.weights["encoder"]["layer"], self.weights.get("LayerNorm")
+            return forward.encode(ops, x, call._replace(sequences=sequences), layer=layers, LayerNorm=norm)
+
+        inputs = (rows.pack(given), None if relative else rows.pack(positions), rows.pack(types), rows.sequences)
+        plain = ids is not None and isinstance(call.hidden_act, str) and not (relative or call.probs or call.states or call.chunk)
+        plain = plain and all(extra is None for extra in (call.bias, call.head_mask, call.cache, call.source))
         with ops.running(self.settings):
-            where = None if relative else ops.asarray(rows.pack(positions))
-            what, segments = ops.asarray(rows.pack(given)), ops.asarray(rows.pack(types))
-            x = forward.embed(ops, what, where, segments, eps, **self.weights["embeddings"])
-            encoded = forward.encode(
-                ops, x, call, layer=self.weights["encoder"]["layer"], LayerNorm=self.weights.get("LayerNorm")
-            )
+            if plain:  # nothing but the last hidden state is wanted, so a backend may play what it recorded
+                last = ops.recorded(lambda *rows: encode(*rows).last, self.weights, config.head_size)(*inputs)
+                encoded = forward.Encoded(last, [], [], [])
+            else:
+                encoded = encode(*inputs)
         if call.states and config.tie_last_hidden_states:
             encoded.hidden_states[-1] = encoded.last
         return Encoding(rows, encoded, cache if caching else None, None if source is None else source.shape[1])
@@ -469,7 +480,7 @@ class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
         if everything:
             return rows.unpack(scores)
         scores[~computed.ravel()] = 0
-        return scores.reshape(*kept.shape[:-1], -1)
+        return scores.reshape(*kept.shape[:-1], scores.shape[-1])
 
 
 class RobertaPreLayerNormForCausalLM(_LanguageModel):

@@ -14,7 +14,7 @@ from ..errors import Error
 Array = Any
 Activation = str | Callable[[Any], Any]
 
-BACKENDS = ("numpy", "numba")
+BACKENDS = ("numpy", "numba", "cupy")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -68,6 +68,7 @@ class Backend(Protocol):
     def asarray(self, x: Any) -> Array: ...
     def to_numpy(self, x: Array) -> Any: ...
     def running(self, settings: Settings) -> AbstractContextManager[None]: ...
+    def recorded(self, compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]: ...
 
 
 def load_backend(name: str | None = None) -> Backend:

@@ -237,6 +237,11 @@ def to_numpy(x: Array) -> Array:
     return x
 
 
+def recorded(compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]:  # noqa: ARG001
+    """compute(ids, positions, token_types, sequences), which a backend may record once and play again; here it is itself."""
+    return compute
+
+
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """Limit BLAS to the settings' threads while the model runs; raises Error where threadpoolctl is missing."""

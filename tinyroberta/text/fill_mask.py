@@ -39,7 +39,7 @@ def fill_mask(
     counts = places.sum(1)
     if any(count != text.count(MASK) for count, text in zip(counts, texts, strict=True)):
         raise Error(f"the tokenizer does not read {MASK} as its mask")
-    logits = np.asarray(model(ids, attention_mask=attention_mask, logits_to_keep=places).logits)
+    logits = model.ops.to_numpy(model(ids, attention_mask=attention_mask, logits_to_keep=places).logits)
     return [
         [
             Candidate(number, token, probability, _filled(text, number, token))

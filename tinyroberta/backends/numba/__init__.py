@@ -5,7 +5,7 @@ float32 only: float64 is the NumPy backend's. On the paths amx and fma a text's 
 any order and with any number of threads; on blas that is up to BLAS.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "prepare",
+    "recorded",
     "running",
     "to_numpy",
     "warmup",
@@ -221,6 +222,11 @@ def asarray(x: Any) -> Array:
 def to_numpy(x: Any) -> Array:
     """A NumPy array; rows that were cut are put together again."""
     return norm.whole(x) if isinstance(x, norm.Cut) else x
+
+
+def recorded(compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]:
+    """compute itself: there is nothing to record on a CPU."""
+    return compute
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""python -m cuda_on_cpu.sanitize undefined|address|none [planted]: every kernel, on small shapes, under a sanitizer of g++.
+
+Prints "clean" where the sanitizer had nothing to say. `planted` puts a bug into a kernel first; `none` runs on a real GPU, for
+compute-sanitizer.
+"""
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tinyroberta import RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
+from tinyroberta.backends import Sequences, load_backend
+
+from . import stand_in
+
+PLANTED = {
+    "undefined": ("linear.cu", "rows[k][r] = ", "rows[k + 1][r] = "),
+    "address": ("linear.cu", "if (m >= M || n >= N) continue;", ""),
+}
+
+
+def every_kernel(ops: Any) -> None:
+    """Launch all the kernels that there are."""
+    random = np.random.default_rng(0)
+    for width in (33, 40):
+        config = RobertaPreLayerNormConfig(
+            vocab_size=20, hidden_size=width, num_hidden_layers=1, num_attention_heads=1, intermediate_size=width + 1
+        )
+        ids = random.integers(2, 20, (2, 9))
+        mask = np.ones_like(ids)
+        mask[1, 4:] = 0
+        for precision in ("highest", "medium"):
+            model = RobertaPreLayerNormForMaskedLM(config, backend="cupy", matmul_precision=precision)
+            for given in ({}, {"output_attentions": True}, {"padding": "compute"}):
+                model(ids, attention_mask=mask, **given)
+    starts, length = np.array([0, 70], np.int32), np.array([70], np.int32)
+    for d in (20, 64, 100):
+        for dtype in (np.float32, ml_dtypes.bfloat16):
+            q, k, v = (ops.cp.asarray(x.astype(dtype)) for x in random.standard_normal((3, 70, d)))
+            for bias in (None, np.zeros((1, 1, 1, 70))):
+                ops.attention(q, k, v, Sequences(starts, starts[:1], length, True), 1, bias)
+    for width in (33, 40):
+        x, w = (ops.asarray(random.standard_normal(shape)) for shape in ((5, width), (6, width)))
+        for out in (ops.FLOAT, ops.BF16):
+            ops.layer_norm(x, ops.Norm(w[0], out), w[1], 1e-5)
+            for operand in (ops.FLOAT, ops.BF16) if out == ops.FLOAT else (ops.BF16,):
+                dense = ops.Dense(w.astype(operand), "medium", out)
+                for name in ("gelu", "relu"):
+                    ops.linear(x, dense, w[:, 0].copy().astype(out), name)
+        ids = ops.asarray(np.arange(5))
+        ops.embed(ids, ids, ids, w, w, ops.Segments(w, False))
+
+
+def main(sanitizer: str, planted: bool) -> None:
+    """Run; the sanitizer ends the process where it finds something."""
+    if sanitizer == "none":
+        every_kernel(load_backend("cupy"))
+        print("clean")
+        return
+    stand_in.sanitizer, stand_in.GUARD = sanitizer, 0
+    with stand_in.installed():
+        ops: Any = load_backend("cupy")
+        ops.cublaslt.library = lambda: None
+        if planted:
+            file, right, wrong = PLANTED[sanitizer]
+            assert right in ops.SOURCES[file]
+            ops.SOURCES[file] = ops.SOURCES[file].replace(right, wrong, 1)
+        every_kernel(ops)
+        known = {name for names in ops.KERNELS.values() for name in names if "f16" not in name.replace("bf16", "")}
+        assert known <= set(stand_in.launched), known - set(stand_in.launched)
+    print("clean")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "planted" in sys.argv)

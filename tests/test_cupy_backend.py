@@ -1,0 +1,822 @@
+"""backends/cupy without a GPU: every kernel in three orders of threads against float64, the whole backend through the stand-in
+for CuPy, compilation for real GPUs; and each of these checks on a planted bug that it must see. How: cuda_on_cpu/README.md.
+"""
+
+import ctypes
+import dataclasses
+import importlib.util
+import inspect
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
+
+import tinyroberta
+from tinyroberta import Error, RobertaPreLayerNormConfig
+from tinyroberta.backends import Backend, Sequences, Settings, load_backend
+from tinyroberta.backends import numpy as definition
+from tinyroberta.config import ACTIVATIONS, CONFIGS
+from tinyroberta.models import CLASSES
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+
+HERE = Path(__file__).parent
+LIBRARIES: dict[int, Any] = {}  # how each backend under test finds cuBLASLt
+BF16 = ml_dtypes.bfloat16
+UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
+LENGTHS = (1, 63, 64, 65, 200)
+ROUTES = ("cuBLASLt", "own")
+SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
+
+
+@pytest.fixture(scope="module")
+def cupy() -> Iterator[Any]:
+    with stand_in.installed() as module:
+        yield module
+
+
+@pytest.fixture
+def ops(cupy: Any) -> Any:  # noqa: ARG001
+    backend: Any = load_backend("cupy")
+    use(backend, "own")
+    return backend
+
+
+@pytest.fixture(params=emulator.ORDERS)
+def order(request: pytest.FixtureRequest) -> Iterator[str]:
+    stand_in.order = request.param
+    yield request.param
+    stand_in.order = "forward"
+
+
+def use(ops: Any, route: str) -> None:
+    """Let products take cuBLASLt's place-holder, or this package's own kernels."""
+    real = LIBRARIES.setdefault(id(ops), ops.cublaslt.library)
+    library = None if route == "own" else cublaslt.Library() if ops.cp.RawModule is stand_in.RawModule else real()
+    ops.cublaslt.library = lambda: library
+
+
+def relative(x: Any, exact: Any) -> float:
+    return float(np.linalg.norm(np.asarray(x, np.float64) - exact) / np.linalg.norm(exact))
+
+
+def host(x: Any) -> Any:
+    return x.get().astype(np.float64)
+
+
+# Every op, against the definition in float64.
+
+
+def test_the_contract_is_kept(ops: Any) -> None:
+    for name, declared in vars(Backend).items():
+        if inspect.isfunction(declared) and not name.startswith("_"):
+            ours = [(p.name, p.default) for p in inspect.signature(getattr(ops, name)).parameters.values()]
+            assert ours == [(p.name, p.default) for p in inspect.signature(declared).parameters.values()][1:], name
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (7, 30), (33, 36), (5, 129), (3, 768)])
+def test_layer_norm(ops: Any, order: str, rows: int, width: int) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    x = random.standard_normal((rows, width)).astype(np.float32) + 100  # the second pass is what keeps the digits
+    weight, bias = random.standard_normal((2, width)).astype(np.float32)
+    exact = definition.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), eps=1e-5)
+    for dtype, unit in ((np.float32, UNIT), (BF16, UNIT_BF16)):
+        out = ops.layer_norm(ops.asarray(x), ops.Norm(ops.asarray(weight), np.dtype(dtype)), ops.asarray(bias), 1e-5)
+        assert out.dtype == dtype
+        # the mean of numbers near 100 is rounded once, and its error counts against the row's deviation of 1
+        deviation = np.sqrt(x.var(1, dtype=np.float64, keepdims=True) + 1e-5)
+        bound = (np.abs(exact) + np.abs(bias)) * 8 * unit + np.abs(weight) * 128 * (2 + math.log2(width)) * UNIT / deviation
+        assert (np.abs(host(out) - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("width", [6, 40])
+@pytest.mark.parametrize("kind", ["ids", "vectors", "no positions"])
+def test_embed(ops: Any, order: str, width: int, kind: str) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    tables = [random.standard_normal((n, width)).astype(np.float32) for n in (50, 20, 2)]
+    ids, positions, types = (random.integers(0, n, 9) for n in (50, 20, 2))
+    given = tables[0][ids] if kind == "vectors" else ids
+    where = None if kind == "no positions" else positions
+    weight, bias = random.standard_normal((2, width)).astype(np.float32)
+    summed = definition.embed(given, where, types, *(t.astype(np.float64) for t in tables))
+    places = [ops.asarray(given), None if where is None else ops.asarray(where), ops.asarray(types)]
+    word, position, segments = map(ops.asarray, tables)
+    assert relative(host(ops.embed(*places, word, position, ops.Segments(segments, False))), summed) < 4 * UNIT
+    x = ops.embed(*places, word, position, ops.Segments(segments, True))
+    assert relative(ops.to_numpy(x), summed) < 4 * UNIT
+    out = ops.layer_norm(x, ops.Norm(ops.asarray(weight), np.dtype(np.float32)), ops.asarray(bias), 1e-5)
+    assert relative(host(out), definition.layer_norm(summed, weight, bias, 1e-5)) < 64 * UNIT
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (7, 33, 50), (65, 40, 136), (129, 130, 33)])
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int, K: int) -> None:  # noqa: ARG001
+    use(ops, route)
+    random = np.random.default_rng()
+    x, w, residual = (random.standard_normal(shape).astype(np.float32) for shape in ((M, K), (N, K), (M, N)))
+    bias = random.standard_normal(N).astype(np.float32)
+    if precision == "medium":  # so that the exact answer is of the same operands
+        x, w, bias = (a.astype(BF16).astype(np.float32) for a in (x, w, bias))
+    tree = ops.prepare({"intermediate": {"dense": {"weight": w, "bias": bias}}, "other": {"weight": w, "bias": bias}},
+                       Settings(matmul_precision=precision))  # fmt: skip
+    exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
+    operands = 2.0**-10 if precision == "high" and route == "cuBLASLt" else 0.0  # TF32 rounds both to 11 bits
+    for activation, added in (
+        (None, None),
+        ("gelu", None),
+        ("relu", residual),
+        (None, residual),
+        ("gelu", residual),
+        ("gelu_new", None),
+    ):
+        wanted = exact if activation is None else definition.activation(exact, activation)
+        wanted = wanted if added is None else wanted + added
+        gelu = 5e-4 if activation == "gelu" and precision == "medium" and route == "cuBLASLt" else 0.0  # its tanh form
+        for weights in (tree["other"], tree["intermediate"]["dense"]):
+            y = ops.linear(
+                ops.asarray(x), **weights, activation=activation, residual=None if added is None else ops.asarray(added)
+            )
+            rounded = UNIT_BF16 if y.dtype == BF16 else UNIT
+            # no activation has a slope above 1.13; results of 16 bits are rounded before an activation and a residual, and after
+            bound = 1.2 * ((K + 4) * UNIT + operands + rounded) * size + gelu + 2 * rounded * (np.abs(wanted) + 1)
+            assert (np.abs(host(y) - wanted) <= bound).all(), (activation, y.dtype)
+
+
+def test_16_bit_floats_of_the_other_kind(ops: Any, cupy: Any, order: str) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    x, w = (random.standard_normal(shape).astype(np.float16) for shape in ((30, 40), (20, 40)))
+    y, bias = cupy.empty((30, 20), np.float16), random.standard_normal(20).astype(np.float16)
+    sizes = (np.int32(30), np.int32(20), np.int32(40))
+    ops.launch("linear_mma<f16, f16, true>", (1, 1), (256,), *map(cupy.asarray, (x, w, bias)), None, y, *sizes, shared=61440)
+    exact = definition.gelu(x.astype(np.float64) @ w.T.astype(np.float64) + bias)
+    assert relative(host(y), exact) < 2.0**-11
+    q, k, v = (cupy.asarray(a) for a in random.standard_normal((3, 70, 64)).astype(np.float16))
+    sequences = spread((70,), (70,), False)
+    out, _ = ops.attention(q, k, v, sequences, 1)
+    assert relative(host(out), definition.attention(host(q), host(k), host(v), sequences, 1)[0]) < 2.0**-10
+
+
+def spread(queries: tuple[int, ...], keys: tuple[int, ...], causal: bool) -> Sequences:
+    starts = [np.concatenate([[0], np.cumsum(n)]).astype(np.int32) for n in (queries, keys)]
+    return Sequences(starts[0], starts[1][:-1], np.array(keys, np.int32), causal)
+
+
+def attended(ops: Any, arrays: Any, sequences: Sequences, heads: int, dtype: Any, **given: Any) -> tuple[Any, Any, Any]:
+    """An attention's output and its probabilities, and the definition's answer for the same operands in float64."""
+    arrays = [a.astype(dtype).astype(np.float64) for a in arrays]
+    exact, probabilities = definition.attention(*arrays, sequences, heads, probs=True, **given)
+    moved = [ops.cp.asarray(a.astype(dtype)) for a in arrays]
+    given = {name: ops.asarray(value) for name, value in given.items()}
+    out, _ = ops.attention(*moved, sequences, heads, **given)
+    whole, ours = ops.attention(*moved, sequences, heads, probs=True, **given)
+    assert relative(host(whole), exact) < (2e-6 if dtype == np.float32 else UNIT_BF16)
+    return host(out), exact, max(relative(host(a), b) for a, b in zip(ours, probabilities, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize(("d", "queries", "keys"), [(12, (1, 63, 65), (1, 63, 65)), (64, (64,), (130,)), (5, (3, 70), (3, 69)),
+                                                    (100, (7,), (33,)), (130, (3, 2), (3, 2))])  # fmt: skip
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention(ops: Any, order: str, dtype: Any, d: int, queries: Any, keys: Any, causal: bool) -> None:  # noqa: ARG001
+    if causal and any(q > k for q, k in zip(queries, keys, strict=True)):
+        return
+    random = np.random.default_rng()
+    q, k, v = (random.standard_normal((sum(n), 2 * d)) for n in (queries, keys, keys))
+    out, exact, probabilities = attended(ops, (q, k, v), spread(queries, keys, causal), 2, dtype)
+    # float32: scores err by some d units of their size, about sqrt(d); bf16: weights and results are rounded, half a unit rms
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    assert probabilities < 4e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize(
+    "shapes", [((2, 1, 1, 33), (1, 3, 1, 1)), ((2, 3, 33, 33), (2, 3, 33, 33)), ((1, 1, 33, 33), (1, 1, 1, 33))]
+)
+def test_attention_with_a_bias_and_a_head_mask(ops: Any, order: str, dtype: Any, shapes: Any) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    q, k, v = random.standard_normal((3, 66, 3 * 8))
+    bias = random.standard_normal(shapes[0])
+    bias[..., :4] = np.finfo(np.float32).min
+    given = {"bias": bias.astype(np.float32), "head_mask": random.random(shapes[1]).astype(np.float32)}
+    out, exact, probabilities = attended(ops, (q, k, v), spread((33, 33), (33, 33), False), 3, dtype, **given)
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    assert probabilities < 4e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_a_row_that_may_read_nothing_reads_everything_alike(ops: Any, dtype: Any) -> None:
+    random = np.random.default_rng()
+    q, k, v = random.standard_normal((3, 40, 16))
+    bias = np.full((1, 1, 1, 40), np.finfo(np.float32).min)
+    out, *_ = attended(ops, (q, k, v), spread((40,), (40,), False), 2, dtype, bias=bias)
+    assert relative(out, np.broadcast_to(v.mean(0), out.shape)) < 4 * UNIT_BF16
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_attention_reads_a_cache(ops: Any, order: str, dtype: Any) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    B, S, past, heads, d = 2, 3, 66, 2, 8
+    keys, values = random.standard_normal((2, B, heads, past + S + 9, d))
+    starts = np.arange(B + 1, dtype=np.int32)
+    sequences = Sequences(starts * S, starts[:-1] * 0, np.full(B, past + S, np.int32), True)
+    out, exact, _ = attended(ops, (random.standard_normal((B * S, heads * d)), keys, values), sequences, heads, dtype)
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    q, whole = (ops.cp.asarray(random.standard_normal(shape).astype(dtype)) for shape in ((B * S, heads * d), (B, heads, 90, d)))
+    view = whole[:, :, : past + S]
+    part, _ = ops.attention(q, view, view, sequences, heads)
+    packed = ops.cp.asarray(view.get().transpose(0, 2, 1, 3).reshape(-1, heads * d))
+    dense, _ = ops.attention(q, packed, packed, sequences._replace(key_start=starts[:-1] * (past + S)), heads)
+    np.testing.assert_array_equal(part.get(), dense.get())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(ops: Any, name: str) -> None:
+    x = np.concatenate([np.random.default_rng().standard_normal(300) * 4, [0.0, -0.0, 30, -30, 1e-3, -1e-3]]).astype(np.float32)
+    exact = definition.activation(x.astype(np.float64), name)
+    out = host(ops.activation(ops.asarray(x), name))
+    assert (np.abs(out - exact) <= 40 * UNIT * np.maximum(np.abs(exact), 0.05) + 8 * UNIT).all()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+def test_the_real_cupy_has_every_name_that_is_borrowed() -> None:
+    package = Path(tinyroberta.__file__).parent / "backends" / "cupy"
+    ours = "".join((package / file).read_text() for file in ("__init__.py", "cublaslt.py"))
+    used = set(re.findall(r"\bcp\.([\w.]+)", ours))
+    methods = (
+        "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.record", "cuda.Stream.wait_event",
+        "cuda.Stream.null.ptr", "cuda.Graph.launch", "cuda.MemoryPool.malloc", "cuda.Event.record", "RawModule.get_function",
+        "ndarray.set", "ndarray.get", "ndarray.__array_function__", "ndarray.__cuda_array_interface__",
+    )  # fmt: skip
+    code = f"import cupy, operator\nfor name in {sorted(used.union(methods))}: operator.attrgetter(name)(cupy)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_activation_has_its_number(ops: Any) -> None:
+    assert set(ops.ACTIVATIONS) == set(definition.ACTIVATIONS)
+
+
+# The whole backend.
+
+CONFIG = RobertaPreLayerNormConfig(
+    vocab_size=60,
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=204,
+    type_vocab_size=2,
+    num_labels=2,
+    initializer_range=0.1,
+)
+
+
+def ragged(lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
+    random = np.random.default_rng()
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(int)
+    ids = np.where(mask == 1, random.integers(3, 60, mask.shape), CONFIG.pad_token_id)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": random.integers(0, 2, mask.shape) * mask}
+
+
+def pair(name: str, config: RobertaPreLayerNormConfig = CONFIG, **running: Any) -> tuple[Any, Any]:
+    kind = getattr(tinyroberta, name)
+    model = kind(config, seed=int(np.random.default_rng().integers(1 << 30)), backend="cupy", **running)
+    return model, kind(config, model.tensors, backend="numpy", dtype="float64")
+
+
+def alike(ours: Any, exact: Any, tolerance: float) -> None:
+    """Every array of an output, on the device and near the definition's."""
+    assert ours.keys() == exact.keys()
+    for name, value in ours.items():
+        parts = zip(value, exact[name], strict=True) if isinstance(value, tuple) else [(value, exact[name])]
+        for x, y in parts:
+            if name not in ("loss", "past_key_values"):
+                assert hasattr(x, "__cuda_array_interface__")
+                assert relative(host(x), y) < tolerance, name
+            elif name == "loss":
+                assert abs(x - y) < tolerance * abs(y)
+
+
+BUDGETS = {
+    "highest": 2e-6,
+    "high": 2e-3,
+    "medium": 5e-2,
+}  # over all layers, weights of deviation 0.1
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("precision", BUDGETS)
+@pytest.mark.parametrize("name", SEVEN)
+def test_every_class_eager_recorded_and_replayed(ops: Any, name: str, precision: str, route: str) -> None:
+    use(ops, route)
+    model, exact = pair(name, matmul_precision=precision)
+    for _ in range(3):  # the second time is recorded, the third replays that on other data
+        inputs = ragged()
+        if name.endswith("MultipleChoice"):
+            inputs = {key: np.stack([value, np.roll(value, 1, 0)], 1) for key, value in inputs.items()}
+        alike(model(**inputs), exact(**inputs), BUDGETS[precision])
+    recordings = [recording for recording in model.weights.recordings.values() if recording]
+    assert len(recordings) == (0 if name.endswith("CausalLM") and model.config.is_decoder else 1)
+
+
+def test_a_replay_is_equal_to_the_eager_run(ops: Any) -> None:
+    model, _ = pair("RobertaPreLayerNormModel", matmul_precision="medium")
+    inputs = [ragged(), ragged((200, 65, 64, 63, 1)), ragged((3, 200, 61, 60, 70))]
+    played = [model(**given).last_hidden_state.get() for given in (inputs[0], *inputs)][1:]
+    (recording,) = model.weights.recordings.values()
+    assert recording is not None
+    ops_recorded, ops.recorded = ops.recorded, lambda compute, *_: compute
+    try:
+        for given, last in zip(inputs, played, strict=True):
+            np.testing.assert_array_equal(model(**given).last_hidden_state.get(), last)
+    finally:
+        ops.recorded = ops_recorded
+
+
+def test_a_layer_is_seven_launches(ops: Any) -> None:
+    use(ops, "cuBLASLt")
+    model, _ = pair("RobertaPreLayerNormModel", matmul_precision="medium")
+    stand_in.launched.clear()
+    model(**ragged())
+    layer = ["layer_norm", "cublasLtMatmul", "attention_mma", "cublasLtMatmul", "layer_norm", "cublasLtMatmul", "cublasLtMatmul"]
+    names = [name.split("<")[0] for name in stand_in.launched]
+    # then the last norm, and the pooler: its operand cut to bf16, a product, a tanh
+    assert names == ["embed_layer_norm", *layer, *layer, "layer_norm", "activation", "cublasLtMatmul", "activation"]
+
+
+def test_recordings_are_bounded(ops: Any) -> None:
+    model, _ = pair("RobertaPreLayerNormModel")
+    for batch in (1, 2, 3, 5, 9):
+        model(np.full((batch, 64), 7))
+    assert len(model.weights.recordings) == 5
+    ops.RECORDINGS, kept = 3, ops.RECORDINGS
+    model(np.full((17, 64), 7))
+    ops.RECORDINGS = kept
+    assert len(model.weights.recordings) <= 5
+
+
+FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "attentions and states": ({}, {"output_attentions": True, "output_hidden_states": True}),
+    "every place": ({}, {"padding": "compute"}),
+    "a head mask": ({}, {"head_mask": [0.0, 1.0, 0.5]}),
+    "a 3-D mask": ({}, {"attention_mask": np.tril(np.ones((5, 200, 200)))}),
+    "a fraction in the mask": ({}, {"attention_mask": np.full((5, 200), 0.5)}),
+    "relative_key": ({"position_embedding_type": "relative_key"}, {}),
+    "relative_key_query": ({"position_embedding_type": "relative_key_query"}, {"output_attentions": True}),
+    "chunks": ({"chunk_size_feed_forward": 20}, {}),
+    "a function": ({"hidden_act": lambda x: x * x}, {}),
+    "mish": ({"hidden_act": "mish"}, {}),
+    "wide heads": ({"num_attention_heads": 1, "hidden_size": 136}, {}),
+    "odd widths": ({"num_attention_heads": 3, "hidden_size": 33, "intermediate_size": 37}, {}),
+    "a decoder": ({"is_decoder": True, "use_cache": False}, {}),
+}
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features(ops: Any, feature: str, precision: str) -> None:
+    use(ops, "cuBLASLt")
+    changes, given = FEATURES[feature]
+    model, exact = pair("RobertaPreLayerNormModel", dataclasses.replace(CONFIG, **changes), matmul_precision=precision)
+    for _ in range(2):
+        inputs = ragged() | given
+        tolerance = BUDGETS[precision] * (4 if "states" in feature or changes.get("hidden_act") else 1)
+        alike(model(**inputs), exact(**inputs), tolerance)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta-xl"])
+def test_other_families(ops: Any, family: str, precision: str) -> None:
+    use(ops, "cuBLASLt")
+    fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(CONFIG) if f.init and f.name != "model_type"}
+    config = CONFIGS[family](**fields)
+    name = {"roberta": "RobertaForMaskedLM", "xlm-roberta-xl": "XLMRobertaXLForMaskedLM"}[family]
+    model, exact = pair(name, config, matmul_precision=precision)
+    for given in ({}, {}, {}, {"output_hidden_states": True}):
+        inputs = ragged() | given
+        alike(model(**inputs), exact(**inputs), 2 * BUDGETS[precision])
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_labels(ops: Any, name: str) -> None:  # noqa: ARG001
+    model, exact = pair(name)
+    inputs = ragged()
+    labels: dict[str, Any] = {"labels": inputs["input_ids"] % 2}
+    if name.endswith(("MultipleChoice", "SequenceClassification")):
+        labels = {"labels": np.array([0, 1, 0, 1, 1])}
+    if name.endswith("MultipleChoice"):
+        inputs = {key: np.stack([value, np.roll(value, 1, 0)], 1) for key, value in inputs.items()}
+    if name.endswith("QuestionAnswering"):
+        labels = {"start_positions": np.zeros(5, int), "end_positions": np.array([0, 3, 60, 1, 9])}
+    if name != "RobertaPreLayerNormModel":
+        alike(model(**inputs, **labels), exact(**inputs, **labels), 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_cache_gives_what_the_whole_text_gives(ops: Any, precision: str) -> None:  # noqa: ARG001
+    config = dataclasses.replace(CONFIG, is_decoder=True)
+    model, exact = pair("RobertaPreLayerNormForCausalLM", config, matmul_precision=precision)
+    ids = np.random.default_rng().integers(3, 60, (3, 9))
+    whole = exact(ids, use_cache=False).logits
+    first = model(ids[:, :5])
+    rest = model(ids[:, 5:], past_key_values=first.past_key_values)
+    assert relative(host(rest.logits), whole[:, 5:]) < BUDGETS[precision]
+    tuples = tuple(tuple(x.get().astype(np.float32)[:, :, :5] for x in layer) for layer in first.past_key_values)
+    again = model(ids[:, 5:], past_key_values=tuples)  # as transformers hands them on
+    assert relative(host(again.logits), whole[:, 5:]) < BUDGETS[precision]
+    if precision == "highest":
+        for arguments in ({}, {"num_beams": 3}, {"do_sample": True, "seed": 5}):
+            mask = np.array([[1] * 9, [0] * 4 + [1] * 5, [0] * 8 + [1]])
+            ours, theirs = (m.generate(ids, mask, max_new_tokens=6, **arguments) for m in (model, exact))
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_encoder_and_a_decoder(ops: Any) -> None:  # noqa: ARG001
+    encoder, exact_encoder = pair("RobertaPreLayerNormModel")
+    config = dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True, hidden_size=24, decoder_start_token_id=0)
+    decoder, exact_decoder = pair("RobertaPreLayerNormForCausalLM", config)
+    random = np.random.default_rng()
+    projection = {"weight": random.standard_normal((24, 48)) / 7, "bias": random.standard_normal(24)}
+    extra = {"decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    models = (encoder, decoder), (exact_encoder, exact_decoder)
+    joined = [tinyroberta.EncoderDecoderModel(*parts, projection, extra) for parts in models]
+    inputs = {key: value for key, value in ragged((9, 4)).items() if key != "token_type_ids"}
+    inputs |= {"labels": random.integers(3, 60, (2, 6))}
+    ours, exact = (model(**inputs) for model in joined)
+    assert relative(host(ours.logits), exact.logits) < 1e-5
+    assert abs(ours.loss - exact.loss) < 1e-5 * exact.loss
+    answers = [model.generate(inputs["input_ids"], inputs["attention_mask"], max_new_tokens=5, num_beams=2) for model in joined]
+    np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("keep", [1, np.array([0, 3]), np.array([[1], [2], [3], [4], [0]])])
+def test_logits_to_keep(ops: Any, keep: Any) -> None:  # noqa: ARG001
+    model, exact = pair("RobertaPreLayerNormForMaskedLM")
+    inputs = ragged()
+    alike(model(**inputs, logits_to_keep=keep), exact(**inputs, logits_to_keep=keep), 2e-6)
+    places = inputs["input_ids"] == 61  # nowhere
+    assert model(**inputs, logits_to_keep=places).logits.shape == (0, 60)
+
+
+def test_tied_weights_are_moved_once(ops: Any) -> None:
+    word = np.ones((8, 4), np.float32)
+    tree = ops.prepare({"embeddings": {"word_embeddings": {"weight": word}},
+                        "lm_head": {"decoder": {"weight": word, "bias": np.zeros(8, np.float32)}}}, Settings())  # fmt: skip
+    assert tree["lm_head"]["decoder"]["weight"].array is tree["embeddings"]["word_embeddings"]["weight"]
+
+
+# What cannot be had is said.
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"), [({"dtype": "float64"}, "numpy backend"), ({"reproducible": True}, "reproducible")]
+)
+def test_settings_that_a_gpu_does_not_do(ops: Any, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(Error, match=told):
+        ops.prepare({}, Settings(**settings))
+
+
+def missing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None] | None) -> str:
+    with stand_in.installed() as module:
+        if change is None:
+            monkeypatch.setitem(sys.modules, "cupy", None)
+        else:
+            change(module)
+        with pytest.raises(Error) as told:
+            load_backend("cupy")
+        monkeypatch.undo()
+    return str(told.value)
+
+
+def test_a_machine_without_cupy_or_a_gpu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(module: Any) -> None:
+        def raising() -> int:
+            raise stand_in.CUDARuntimeError("cudaErrorInsufficientDriver")
+
+        monkeypatch.setattr(module.cuda.runtime, "getDeviceCount", raising)
+
+    assert "pip install 'tinyroberta[cuda13]'" in missing(monkeypatch, None)
+    assert "cudaErrorInsufficientDriver" in missing(monkeypatch, no_driver)
+    old = missing(monkeypatch, lambda module: monkeypatch.setattr(module.cuda.Device, "compute_capability", "75"))
+    assert "8.0" in old
+
+
+# Compilation for real GPUs.
+
+REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
+             "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48}  # fmt: skip
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_every_kernel_compiles_for(ops: Any, architecture: str) -> None:
+    for file, names in ops.KERNELS.items():
+        for name, taken in nvrtc.compiled(ops.source(file), architecture, names).items():
+            assert taken.spills == taken.stack == 0, (name, taken)
+            assert taken.registers <= REGISTERS[name.split("<")[0]], (name, taken)
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
+    code = ops.source("layer_norm.cu")
+    with pytest.raises(RuntimeError, match="INFINITY"):
+        nvrtc.compiled(code.replace("sum = 0.f,", "sum = INFINITY,"), "sm_90", ["layer_norm<float, 1>"])
+    code = ops.source("linear_mma.cu").replace("m16n8k16.row.col", "m16n8k15.row.col")
+    with pytest.raises(RuntimeError, match=r"ptxas|PTX|Instruction"):
+        nvrtc.compiled(code, "sm_90", ["linear_mma<bf16, bf16, false>"])
+    crowded = ops.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
+    assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<bf16, 128, true>"])["attention_mma<bf16, 128, true>"].spills > 0
+
+
+# Planted bugs: what each check above is worth.
+
+
+def planted(ops: Any, monkeypatch: pytest.MonkeyPatch, file: str, right: str, wrong: str) -> None:
+    assert right in ops.SOURCES[file], f"{file} no longer holds {right}"
+    monkeypatch.setitem(ops.SOURCES, file, ops.SOURCES[file].replace(right, wrong, 1))
+    ops._module.cache_clear()
+    ops._kernel.cache_clear()
+
+
+@pytest.fixture
+def unplanted(ops: Any) -> Iterator[None]:
+    yield
+    ops._module.cache_clear()
+    ops._kernel.cache_clear()
+
+
+def seen(check: Callable[[], float], tolerance: float) -> bool:
+    """Whether a check fails in at least one order of threads."""
+    results = []
+    for order in emulator.ORDERS:
+        stand_in.order = order
+        try:
+            error = check()
+            results.append(not error < tolerance)
+        except (emulator.EmulatorError, MemoryError):
+            results.append(True)
+        finally:
+            stand_in.order = "forward"
+    return any(results)
+
+
+def product_error(ops: Any, precision: str, shape: tuple[int, int, int] = (70, 50, 104)) -> float:
+    random = np.random.default_rng()
+    M, N, K = shape
+    x, w = (random.standard_normal(s).astype(BF16).astype(np.float32) for s in ((M, K), (N, K)))
+    tree = ops.prepare({"dense": {"weight": w, "bias": np.zeros(N, np.float32)}}, Settings(matmul_precision=precision))
+    return relative(host(ops.linear(ops.asarray(x), **tree["dense"])), x.astype(np.float64) @ w.T)
+
+
+def attention_error(ops: Any, dtype: Any, causal: bool = True) -> float:
+    q, k, v = np.random.default_rng().standard_normal((3, 150, 2 * 64))
+    out, exact, _ = attended(ops, (q, k, v), spread((85, 65), (85, 65), causal), 2, dtype)
+    return relative(out, exact)
+
+
+PLANTED = {  # file, what stands there, the bug, the check that sees it
+    "no barrier before the tile is read": ("linear.cu", "    __syncthreads();\n#pragma unroll", "#pragma unroll", "product"),
+    "no barrier before the tile is filled again": ("linear.cu", "    __syncthreads();\n  }\n", "  }\n", "product"),
+    "a row too many is written": ("linear.cu", "if (m >= M || n >= N) continue;", "if (m > M || n >= N) continue;", "product"),
+    "a copy is waited for too late": ("linear_mma.cu", "fetch_wait<STAGES - 2>();", "fetch_wait<STAGES - 1>();", "product16"),
+    "no barrier after the wait": ("linear_mma.cu", "    __syncthreads();\n    if (step", "    if (step", "product16"),
+    "rows that no 16-byte access meets": ("linear_mma.cu", "PITCH = DEPTH + 8", "PITCH = DEPTH + 4", "product16"),
+    "a wrong lane gives the address": ("linear_mma.cu", "lane / 8 % 2 * 8", "lane / 16 % 2 * 8", "product16"),
+    "the tail of K is not zeroed": ("primitives.cuh", "i < valid ? global[i] : T{0}", "global[i]", "product16 odd"),
+    "sums are not scaled down": ("attention.cu", "sum[i][c] *= fade", "sum[i][c] *= 1.f", "attention"),
+    "one key too many under causality": ("attention.cu", "key <= before + row", "key <= before + row + 1", "attention"),
+    "half the lanes' totals are left out": (
+        "attention.cu", "distance = 8; distance; distance >>= 1) total",
+        "distance = 4; distance; distance >>= 1) total", "attention",
+    ),
+    "keys are read while they are copied": (
+        "attention_mma.cu", "    fetch_wait<0>();\n    __syncthreads();  //", "    __syncthreads();  //", "attention16",
+    ),
+    "no barrier between steps": (
+        "attention_mma.cu", "    fetch_wait<0>();\n    __syncthreads();  //", "    fetch_wait<0>();  //", "attention16",
+    ),
+    "values are not transposed": ("attention_mma.cu", "load_tiles<true>", "load_tiles<false>", "attention16"),
+    "a shuffle in a branch": (
+        "primitives.cuh", "for (int distance = 16; distance; distance >>= 1) x +=",
+        "if (threadIdx.x < 16) for (int distance = 16; distance; distance >>= 1) x +=", "norm",
+    ),
+    "one pass for the variance": (
+        "norm.cuh", "squares += (x[j] - mean) * (x[j] - mean)", "squares += x[j] * x[j] - mean * mean", "norm",
+    ),
+}  # fmt: skip
+
+
+def norm_error(ops: Any) -> float:
+    x = np.random.default_rng().standard_normal((9, 50)).astype(np.float32) + 1000
+    ones = ops.asarray(np.ones(50))
+    out = ops.layer_norm(ops.asarray(x), ops.Norm(ones, np.dtype(np.float32)), ones, 1e-5)
+    return relative(host(out), definition.layer_norm(x.astype(np.float64), 1.0, 1.0, 1e-5))
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplanted: None, bug: str) -> None:  # noqa: ARG001
+    file, right, wrong, kind = PLANTED[bug]
+    checks: dict[str, tuple[Callable[[], float], float]] = {
+        "product": (lambda: product_error(ops, "highest"), 1e-5),
+        "product16": (lambda: product_error(ops, "medium"), 1e-5),
+        "product16 odd": (lambda: product_error(ops, "medium", (70, 50, 101)), 1e-5),
+        "attention": (lambda: attention_error(ops, np.float32), 1e-5),
+        "attention16": (lambda: attention_error(ops, BF16), UNIT_BF16),
+        "norm": (lambda: norm_error(ops), 1e-3),
+    }
+    assert not seen(*checks[kind])
+    planted(ops, monkeypatch, file, right, wrong)
+    assert seen(*checks[kind])
+
+
+AXPY = r"""
+template <class T> __global__ void axpy(const T* x, T* y, int n, float a) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = a * x[i];
+}
+template <class T> __global__ void beyond(T* y, int n) { y[n + threadIdx.x] = 1; }
+template <class T> __global__ void large(T* y) {
+  extern __shared__ float s[];
+  s[threadIdx.x] = 1;
+  y[threadIdx.x] = s[threadIdx.x];
+}
+template <class T> __global__ void parted(T* y) {
+  if (threadIdx.x < 16) __syncthreads();
+  else { y[threadIdx.x] = 1;
+    __syncthreads(); }
+}
+"""
+
+
+def test_planted_in_how_a_kernel_is_launched(cupy: Any) -> None:
+    names = [f"{name}<float>" for name in ("axpy", "beyond", "large", "parted")]
+    module = cupy.RawModule(code=AXPY, name_expressions=names)
+    axpy, beyond, large, parted = map(module.get_function, names)
+    x, y, n, a = cupy.asarray(np.ones(100, np.float32)), cupy.empty(100, np.float32), np.int32(100), np.float32(2)
+    axpy((4,), (32,), (x, y, n, a))
+    assert (y.get() == 2).all()
+    wrong = [
+        ((x, y, 100, a), (4,), TypeError, "8 bytes"),
+        ((x, y, n, 2.0), (4,), TypeError, "8 bytes"),
+        ((x, y, n, np.float64(2)), (4,), TypeError, "float64"),
+        ((np.ones(100, np.float32), y, n, a), (4,), TypeError, "device"),
+        ((cupy.zeros(100), y, n, a), (4,), TypeError, "float64"),
+        ((None, y, n, a), (4,), TypeError, "device"),
+        ((x, y, n), (4,), TypeError, "4 arguments"),
+        ((x[::2], y, np.int32(50), a), (4,), ValueError, "neighbours"),
+        ((x, y, n, a), (0,), ValueError, "grid"),
+        ((x, y, n, a), (np.int64(4),), ValueError, "grid"),
+    ]
+    for args, grid, kind, told in wrong:
+        with pytest.raises(kind, match=told):
+            axpy(grid, (32,), args)
+    with pytest.raises(emulator.EmulatorError, match="block size"):
+        axpy((1,), (2048,), (x, y, n, a))
+    with pytest.raises(MemoryError, match="outside"):
+        beyond((1,), (32,), (y, np.int32(90)))
+    with pytest.raises(emulator.EmulatorError, match="different __syncthreads"):
+        parted((1,), (32,), (y,))
+    with pytest.raises(RuntimeError, match="shared"):
+        large((1,), (32,), (y,), shared_mem=1 << 16)
+    with pytest.raises(TypeError, match="Implicit"):
+        np.asarray(x)
+    with pytest.raises(TypeError, match="Unsupported"):
+        x + np.ones(100, np.float32)
+    assert np.isnan(cupy.empty(3, np.float32).get()).all()
+
+
+def test_planted_in_what_a_graph_keeps(cupy: Any) -> None:
+    axpy = cupy.RawModule(code=AXPY, name_expressions=["axpy<float>"]).get_function("axpy<float>")
+    x, n, a = cupy.asarray(np.ones(100, np.float32)), np.int32(100), np.float32(2)
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+
+    def captured() -> Any:
+        with stream:
+            stream.begin_capture()
+            between, y = cupy.empty(100, np.float32), cupy.empty(100, np.float32)
+            axpy((4,), (32,), (x, between, n, a))
+            axpy((4,), (32,), (between, y, n, a))
+            return stream.end_capture(), y
+
+    graph, y = captured()  # `between` has gone back to the pool that everybody takes from
+    with pytest.raises(MemoryError, match="pool"):
+        graph.launch()
+    with cupy.cuda.using_allocator(pool.malloc):
+        graph, y = captured()
+    assert np.isnan(y.get()).all()
+    graph.launch()
+    assert (y.get() == 4).all()
+    x.set(np.full(100, 3, np.float32))
+    graph.launch()
+    assert (y.get() == 12).all()
+    del pool
+    with pytest.raises(MemoryError, match="pool"):
+        graph.launch()
+    with stream:
+        stream.begin_capture()
+        for wrong in (x.get, lambda: x + 1, lambda: x.astype(np.float64), lambda: cupy.asarray(np.ones(3)), stream.synchronize):
+            with pytest.raises(RuntimeError, match="capturing"):
+                wrong()
+        stream.end_capture()
+    with pytest.raises(RuntimeError, match="default"):
+        cupy.cuda.Stream.null.begin_capture()
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("((w, of, K, N), (x, of, K, M), (y, out, N, M))", "((w, of, N, K), (x, of, K, M), (y, out, N, M))"),
+    ("(TRANSA, 1), (TRANSB, 0)", "(TRANSA, 0), (TRANSB, 0)"),
+    ("ctypes.byref(ctypes.c_float(residual is not None))", "ctypes.byref(ctypes.c_float(0))"),
+    ("COMPUTE_32F_FAST_TF32 if tf32", "COMPUTE_32F_FAST_TF32 if not tf32"),
+    ("EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36", "EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 32"),
+    ('TYPES = {"float32": 0, "float16": 2', 'TYPES = {"float32": 14, "float16": 2'),
+])  # fmt: skip
+def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) -> None:
+    path = Path(ops.cublaslt.__file__)
+    error = {}
+    for name, code in (("sound", path.read_text()), ("planted", path.read_text().replace(right, wrong))):
+        assert (name == "sound") or wrong in code
+        spec = importlib.util.spec_from_loader(f"tinyroberta.backends.cupy.{name}", None)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # ctypes and NamedTuple look there
+        exec(compile(code, str(path), "exec"), module.__dict__)
+        library = cublaslt.Library()
+        module.library = lambda library=library: library
+        random = np.random.default_rng()
+        x, w, residual = (random.standard_normal(s).astype(np.float32) for s in ((12, 16), (20, 16), (12, 20)))
+        bias = random.standard_normal(20).astype(np.float32)
+        on = [ops.asarray(a) for a in (x, w, bias)]
+        exact = x.astype(np.float64) @ w.T + bias
+        try:
+            plain = relative(host(module.linear(*on, np.dtype(np.float32), residual=ops.asarray(residual))), exact + residual)
+            bent = relative(host(module.linear(*on, np.dtype(np.float32), gelu=True)), definition.gelu_tanh(exact))
+            error[name] = max(plain, bent)
+        except Error:
+            error[name] = math.inf
+        del sys.modules[spec.name]
+    assert error["sound"] < 1e-6
+    assert not error["planted"] < 1e-5
+
+
+# Sanitizers: g++'s, on the emulated kernels, in a process of their own.
+
+
+@pytest.mark.parametrize("sanitizer", ["undefined", "address"])
+def test_every_kernel_is_clean_under(sanitizer: str) -> None:
+    done = sanitized(sanitizer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("clean\n")
+
+
+@pytest.mark.parametrize(("sanitizer", "told"), [("undefined", "runtime error"), ("address", "AddressSanitizer")])
+def test_planted_what_a_sanitizer_sees(sanitizer: str, told: str) -> None:
+    done = sanitized(sanitizer, "planted")
+    assert done.returncode != 0
+    assert told in done.stdout + done.stderr
+
+
+def sanitized(sanitizer: str, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0", "PYTHONPATH": str(HERE)}
+    if sanitizer == "address":
+        preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        environment["LD_PRELOAD"] = preload.stdout.strip()
+    command = [sys.executable, "-m", "cuda_on_cpu.sanitize", sanitizer, *more]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+# The benchmark, to its end, on a model small enough for the stand-in.
+
+
+def test_the_benchmark_runs_to_its_end(ops: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    use(ops, "cuBLASLt")
+    spec = importlib.util.spec_from_file_location("benchmarks_gpu", HERE.parent / "benchmarks" / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark
+    spec.loader.exec_module(benchmark)
+    sizes = {"tiny": dataclasses.replace(CONFIG, initializer_range=0.02)}
+    cases = [benchmark.Case("tiny", (17,) * 2), benchmark.Case("tiny", (8, 3, 20))]
+    path = benchmark.main(cases, sizes, results=tmp_path, repeats=2)
+    printed = capsys.readouterr().out
+    assert "stand-in" in path.name
+    text = path.read_text()
+    for precision in ("medium", "high", "highest"):
+        assert sum(f"| {precision} |" in line for line in text.splitlines()) >= 2
+    assert "checks" in printed
+    assert "floor" in text
+
+
+def test_ctypes_sees_the_structures_the_library_has(ops: Any) -> None:
+    assert ctypes.sizeof(ops.cublaslt.Heuristic) == 64 + 8 + 4 + 4 + 16

@@ -1,0 +1,57 @@
+"""pytest -m gpu: on a real GPU, the same checks as test_cupy_backend.py makes on its stand-in, and compute-sanitizer's.
+
+Fresh random data every time; every kernel and the whole backend against float64, recorded graphs against the eager run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_cupy_backend as shared
+
+from tinyroberta.backends import load_backend
+
+pytestmark = pytest.mark.gpu
+
+CHECKS = (
+    "test_layer_norm", "test_embed", "test_linear", "test_16_bit_floats_of_the_other_kind", "test_attention",
+    "test_attention_with_a_bias_and_a_head_mask", "test_a_row_that_may_read_nothing_reads_everything_alike",
+    "test_attention_reads_a_cache", "test_activation", "test_every_class_eager_recorded_and_replayed",
+    "test_a_replay_is_equal_to_the_eager_run", "test_recordings_are_bounded", "test_features", "test_other_families",
+    "test_labels", "test_a_cache_gives_what_the_whole_text_gives", "test_an_encoder_and_a_decoder", "test_logits_to_keep",
+    "test_tied_weights_are_moved_once", "test_settings_that_a_gpu_does_not_do",
+)  # fmt: skip
+globals().update({name: getattr(shared, name) for name in CHECKS})
+
+
+@pytest.fixture(scope="module")
+def cupy() -> Any:
+    return pytest.importorskip("cupy")
+
+
+@pytest.fixture
+def ops(cupy: Any) -> Any:  # noqa: ARG001
+    backend: Any = load_backend("cupy")
+    shared.use(backend, "own")
+    return backend
+
+
+@pytest.fixture
+def order() -> str:
+    return "the GPU's own"
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_compute_sanitizer_is_silent(ops: Any, tool: str) -> None:  # noqa: ARG001
+    command = shutil.which("compute-sanitizer")
+    if command is None:
+        pytest.skip("compute-sanitizer is not installed")
+    checks = [command, "--tool", tool, "--error-exitcode", "1", sys.executable, "-m", "cuda_on_cpu.sanitize", "none"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(checks, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "clean" in done.stdout

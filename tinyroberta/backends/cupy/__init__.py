@@ -1,0 +1,498 @@
+"""The GPU: every op as launches of this package's own CUDA kernels, through CuPy, and products by cuBLASLt where it is installed.
+
+backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout; "high" the same with
+the products' operands cut to TF32 by cuBLASLt; "medium" gives products and attention bf16 operands and float32 sums, and
+keeps norms' insides, softmax and the residual stream in float32. Results are CuPy arrays; nothing waits for the GPU.
+
+Shapes: T tokens packed one sequence after another, Tq of them queries and Tk keys; D the model's width, H heads of width d.
+"""
+
+import functools
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ...errors import Error
+from .. import Activation, Sequences, Settings
+
+try:
+    import cupy as cp
+except ImportError as error:
+    raise Error(
+        "backend='cupy' needs CuPy, which is not installed: pip install 'tinyroberta[cuda13]' (or [cuda12] with an older driver)"
+    ) from error
+try:
+    _devices = cp.cuda.runtime.getDeviceCount()
+except cp.cuda.runtime.CUDARuntimeError as error:
+    raise Error(f"backend='cupy' needs an NVIDIA GPU and its driver, and CuPy finds none on this machine ({error})") from error
+if not _devices or int(cp.cuda.Device().compute_capability) < 80:
+    raise Error("backend='cupy' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this machine has none")
+
+from . import cublaslt
+
+Array = Any
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT = np.dtype(np.float32)
+NAMES = {FLOAT: "float", BF16: "bf16", np.dtype(np.float16): "f16"}
+KERNELS = {  # file: its kernels, as C++ names them
+    "activation.cu": [f"activation<{x}, {y}>" for x, y in (("float", "float"), ("bf16", "bf16"), ("float", "bf16"))],
+    "attention.cu": [f"attention<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
+    "attention_mma.cu": [
+        *(f"attention_mma<bf16, {size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))),
+        "attention_mma<f16, 64, false>",
+    ],
+    "attention_probs.cu": [f"{name}<{x}>" for name, x in product(("probabilities", "values"), ("float", "bf16"))],
+    "embed.cu": [f"{name}<{many}>" for name, many in product(("embed", "embed_layer_norm"), (4, 1))],
+    "layer_norm.cu": [f"layer_norm<{y}, {many}>" for y, many in product(("float", "bf16"), (4, 1))],
+    "linear.cu": ["linear<false>", "linear<true>"],
+    "linear_mma.cu": [
+        *(f"linear_mma<bf16, {y}, {gelu}>" for y, gelu in product(("bf16", "float"), ("false", "true"))),
+        "linear_mma<f16, f16, true>",
+        "linear_mma<f16, float, false>",
+    ],
+}
+SOURCES = {path.name: path.read_text() for path in sorted(Path(__file__).with_name("kernels").glob("*.cu*"))}
+ACTIVATIONS = {  # the numbers of kernels/activation.cuh
+    "linear": 0, "gelu": 1, "gelu_python": 1, "gelu_new": 2, "gelu_accurate": 2, "gelu_fast": 2, "gelu_python_tanh": 2,
+    "gelu_pytorch_tanh": 2, "gelu_10": 3, "quick_gelu": 4, "relu": 5, "relu2": 6, "relu6": 7, "leaky_relu": 8, "sigmoid": 9,
+    "silu": 10, "swish": 10, "tanh": 11, "mish": 12, "hardswish": 13, "laplace": 14, "sqrtsoftplus": 15,
+}  # fmt: skip
+GELU, GELU_TANH = 1, 2
+NULL = np.uint64(0)  # an address; CuPy does not say what it makes of None
+TILE = 64  # queries that a block of the attention kernels takes
+WIDEST = 128  # of the heads that the fused kernels take; the others have their probabilities written out
+RECORDED_TOKENS = 2048  # past this the launches cost nothing beside the work
+RECORDINGS = 32  # graphs that prepared weights keep, the least used leaving first
+
+
+class Dense(NamedTuple):
+    """A dense layer's prepared weight: (O, I) in the dtype of its operands, the products' precision and the result's dtype."""
+
+    array: Array
+    precision: str
+    out: Any
+
+
+class Norm(NamedTuple):
+    """A layer norm's prepared weight, (D,), and its result's dtype: that of the product which reads it."""
+
+    array: Array
+    out: Any
+
+
+class Segments(NamedTuple):
+    """The prepared table of token types, (N, D), and whether a norm follows the embeddings, which then adds them up itself."""
+
+    array: Array
+    normed: bool
+
+
+class Embedded(NamedTuple):
+    """What `embed` was given: the norm that follows adds it up on its way, so that the sum is never written."""
+
+    ids: Array | None
+    positions: Array | None
+    token_types: Array
+    word: Array
+    position: Array
+    token_type: Array
+
+
+class Places(NamedTuple):
+    """Sequences on the device, with the attention kernels' work: a sequence and its first query for every 64 of them."""
+
+    tiles: Array  # (N, 2) int32
+    query_start: Array
+    key_start: Array
+    key_length: Array
+
+
+class Recording(NamedTuple):
+    """An encoder's launches for up to so many tokens and sequences, played again on what `inputs` holds."""
+
+    inputs: Array  # int32: ids, positions, token types, then the Places
+    graph: Any
+    out: Array
+    pool: Any  # the memory between the launches, which is the graph's alone
+    done: Any  # when the last that played it, on whatever stream, had its result
+
+
+class Prepared(dict[str, Any]):
+    """Prepared weights, with the recordings that read them."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        super().__init__(tree)
+        self.recordings: OrderedDict[tuple[Any, ...], Recording | None] = OrderedDict()
+        self.lock = threading.Lock()
+
+
+class _Uploaded(threading.local):
+    places: dict[int, tuple[Sequences, Places]] | None = None
+
+
+_uploaded = _Uploaded()
+
+
+def source(file: str) -> str:
+    """A kernel file with its includes in place, which is what compilers are given."""
+    return re.sub(r'#include "(.*)"', lambda match: source(match[1]), SOURCES[file].replace("#pragma once\n", ""))
+
+
+@functools.cache
+def _module(file: str) -> Any:
+    return cp.RawModule(code=source(file), options=("-std=c++17",), name_expressions=tuple(KERNELS[file]))
+
+
+@functools.cache
+def _kernel(name: str, shared: int, device: int) -> Any:  # noqa: ARG001
+    function = _module(next(file for file, names in KERNELS.items() if name in names)).get_function(name)
+    if shared > 48 << 10:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
+def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
+    """Put a kernel on the current stream: arrays, NumPy scalars of the parameters' own types, None for no array."""
+    given = tuple(NULL if arg is None else arg for arg in args)
+    _kernel(name, shared, cp.cuda.Device().id)(grid, block, given, shared_mem=shared)
+
+
+def embed(
+    ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Segments
+) -> Array:  # (T,) x3 -> (T, D), not added up yet where a norm follows
+    """The sum of a token's three embeddings."""
+    numbers, words = (None, ids) if ids.ndim == 2 else (ids, word)
+    x = Embedded(numbers, positions, token_types, words, position, token_type.array)
+    return x if token_type.normed else _added(x)
+
+
+def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
+    """Each row less its mean, over its standard deviation, scaled and shifted."""
+    rows, width = len(x.token_types if isinstance(x, Embedded) else x), len(bias)
+    sizes = (np.int32(rows), np.int32(width), np.float32(eps))
+    y = cp.empty((rows, width), weight.out)
+    if not rows:
+        return y
+    if isinstance(x, Embedded):
+        _rowwise(f"embed_layer_norm<{_together(width, *x)}>", rows, *x, weight.array, bias, y, *sizes)
+        return y
+    x = cp.ascontiguousarray(x)
+    _rowwise(f"layer_norm<{NAMES[y.dtype]}, {_together(width, x)}>", rows, x, weight.array, bias, y, *sizes)
+    return y
+
+
+def _rowwise(name: str, rows: int, *args: Any) -> None:
+    launch(name, (-(-rows // 4),), (32, 4), *args)
+
+
+def _together(width: int, *arrays: Array | None) -> int:
+    """How many numbers an access takes: 4 where every row begins at a multiple of 16 bytes."""
+    return 1 if width % 4 or any(x is not None and x.ndim == 2 and x.data.ptr % 16 for x in arrays) else 4
+
+
+def linear(
+    x: Array, weight: Dense, bias: Array, activation: Activation | None = None, residual: Array | None = None
+) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
+    """activation(x W^T + b) + residual."""
+    if callable(activation):
+        y = _called(linear(x, weight, bias), activation)
+        return y if residual is None else _elementwise(y, 0, residual)
+    w, out, name = weight.array, weight.out, 0 if activation is None else ACTIVATIONS[activation]
+    x = cp.ascontiguousarray(x)
+    x = x if x.dtype == w.dtype else _converted(x, w.dtype)
+    if not len(x):
+        return cp.empty((0, len(w)), out)
+    by_library = cublaslt.library() is not None and cublaslt.fits(x, w, out)
+    # the library's GELU is the tanh form: at most 4.7e-4 from the exact one, below the rounding of bf16
+    fused = name == GELU_TANH or (name == GELU and weight.precision == "medium") if by_library else name == GELU
+    later = name if not fused else 0
+    alone = later or (by_library and (fused or residual is None or residual.dtype != out))
+    added = None if alone else residual
+    if by_library:
+        y = cublaslt.linear(x, w, bias, out, tf32=weight.precision == "high", gelu=fused, residual=added)
+    else:
+        y = _own_linear(x, w, bias, out, fused, added)
+    if later or (residual is not None and added is None):
+        _elementwise(y, later, residual, y)
+    return y
+
+
+def _own_linear(x: Array, w: Array, bias: Array, out: Any, gelu: bool, residual: Array | None) -> Array:
+    (M, K), N = x.shape, len(w)
+    y = cp.empty((M, N), out)
+    args = (x, w, bias, residual, y, np.int32(M), np.int32(N), np.int32(K))
+    fused = str(gelu).lower()
+    if w.dtype == FLOAT:
+        launch(f"linear<{fused}>", (-(-N // 64), -(-M // 64)), (256,), *args)
+    else:
+        name = f"linear_mma<{NAMES[w.dtype]}, {NAMES[y.dtype]}, {fused}>"
+        launch(name, (-(-N // 128), -(-M // 128)), (256,), *args, shared=61440)
+    return y
+
+
+def _elementwise(x: Array, name: int, residual: Array | None = None, y: Array | None = None) -> Array:
+    y = cp.empty(x.shape, x.dtype) if y is None else y
+    if x.size:
+        kernel = f"activation<{NAMES[x.dtype]}, {NAMES[y.dtype]}>"
+        blocks = min(-(-x.size // 256), 8192)
+        launch(kernel, (blocks,), (256,), x, residual, y, np.int64(x.size), np.int32(name))
+    return y
+
+
+def _converted(x: Array, dtype: Any) -> Array:
+    return _elementwise(x, 0, y=cp.empty(x.shape, dtype))
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    sequences: Sequences,
+    heads: int,
+    bias: Array | None = None,
+    head_mask: Array | None = None,
+    probs: bool = False,
+) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
+    """softmax(q k^T / sqrt(d) + bias) v, each sequence and head for itself, and the probabilities if asked."""
+    d = q.shape[1] // heads
+    if not q.dtype == k.dtype == v.dtype:  # a cache of another precision
+        q, k, v = (x.astype(FLOAT, copy=False) for x in (q, k, v))
+    if k.strides != v.strides or k.strides[-1] != k.itemsize:
+        k, v = cp.ascontiguousarray(k), cp.ascontiguousarray(v)
+    steps = [step // k.itemsize for step in k.strides]
+    key_steps = (0, d, steps[0]) if k.ndim == 2 else tuple(steps[:3])
+    places = _placed(sequences)
+    spread = (*_spread(bias), *_spread(head_mask))
+    strides = tuple(np.int64(step) for step in (q.strides[0] // q.itemsize, *key_steps))
+    work = (*places, np.int32(sequences.causal), *strides, *spread, np.int32(d), np.float32(1 / math.sqrt(d)))
+    out = cp.empty(q.shape, q.dtype)
+    grid = (len(places.tiles), heads)
+    if probs or d > WIDEST:
+        probabilities = _with_probabilities(q, k, v, out, sequences, heads, grid, work)
+        return out, probabilities if probs else None
+    size = next(size for size in (32, 64, 128) if size >= d)
+    spreads = str(bias is not None or head_mask is not None).lower()
+    if q.dtype == FLOAT:
+        shared = 4 * (128 * (size + 1) + 64 * 33)
+        launch(f"attention<{size}, {spreads}>", grid, (256,), q, k, v, out, *work, shared=shared)
+    else:
+        launch(f"attention_mma<{NAMES[q.dtype]}, {size}, {spreads}>", grid, (128,), q, k, v, out, *work, shared=512 * (size + 8))
+    return out, None
+
+
+def _with_probabilities(
+    q: Array, k: Array, v: Array, out: Array, sequences: Sequences, heads: int, grid: tuple[int, int], work: tuple[Any, ...]
+) -> list[Array]:
+    queries = np.diff(sequences.query_start).tolist()
+    shapes = [(heads, Sq, Sk) for Sq, Sk in zip(queries, np.asarray(sequences.key_length).tolist(), strict=True)]
+    starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    p, begin = cp.empty(int(starts[-1]), FLOAT), cp.asarray(starts[:-1].astype(np.int64))
+    places, key_steps, size = work[:4], work[6:9], work[-2]
+    kind = NAMES[q.dtype]
+    launch(f"probabilities<{kind}>", grid, (32, 4), q, k, p, begin, *work)
+    launch(f"values<{kind}>", grid, (32, 4), p, v, out, begin, *places, *key_steps, size)
+    return [p[int(start) : int(start) + math.prod(shape)].reshape(shape) for start, shape in zip(starts, shapes, strict=False)]
+
+
+def _spread(x: Array | None) -> tuple[Any, ...]:
+    """An array that broadcasts to (B, H, Sq, Sk), with its four strides in numbers."""
+    if x is None:
+        return (None, *[np.int64(0)] * 4)
+    x = cp.ascontiguousarray(asarray(x).astype(FLOAT, copy=False))
+    steps = (0 if size == 1 else step // x.itemsize for size, step in zip(x.shape, x.strides, strict=True))
+    return (x, *(np.int64(step) for step in steps))
+
+
+def tiles_of(sequences: Sequences) -> Any:  # -> (N, 2) int32
+    """A sequence and its first query for every 64 queries, those with most keys first, so that the last to run are short."""
+    counts = -(-np.diff(sequences.query_start) // TILE)
+    order = np.argsort(-np.asarray(sequences.key_length), kind="stable")
+    return np.array([(b, TILE * i) for b in order.tolist() for i in range(int(counts[b]))], np.int32).reshape(-1, 2)
+
+
+def _placed(sequences: Sequences) -> Places:
+    """Sequences on the device; within `running` they travel once and not once a layer."""
+    known = _uploaded.places
+    if known is not None and id(sequences) in known:
+        return known[id(sequences)][1]
+    parts = (tiles_of(sequences), sequences.query_start, sequences.key_start, sequences.key_length)
+    places = Places(*_cut(cp.asarray(np.concatenate([np.ravel(x) for x in parts]).astype(np.int32)), [x.size for x in parts]))
+    places = places._replace(tiles=places.tiles.reshape(-1, 2))
+    if known is not None:
+        known[id(sequences)] = (sequences, places)
+    return places
+
+
+def _cut(x: Array, sizes: list[int]) -> Iterator[Array]:
+    ends = np.cumsum(sizes).tolist()
+    return (x[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+def activation(x: Array, name: Activation) -> Array:
+    """One of transformers' ACT2FN by name, or any function of an array; raises Error where it changes the shape."""
+    return _called(x, name) if callable(name) else _elementwise(cp.ascontiguousarray(x), ACTIVATIONS[name])
+
+
+def _called(x: Array, function: Callable[[Any], Any]) -> Array:
+    y = function(x)
+    if y.shape != x.shape:
+        raise Error(f"hidden_act gave an array of shape {y.shape} for one of {x.shape}; it must keep the shape")
+    return cp.ascontiguousarray(y.astype(x.dtype, copy=False))
+
+
+def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The weights on the device, each layer's query, key and value joined as `qkv`.
+
+    Raises Error on settings that this backend does not have.
+    """
+    if settings.dtype != "float32":
+        raise Error(f"the cupy backend computes in float32; dtype={settings.dtype!r} is the numpy backend's")
+    if settings.reproducible:
+        raise Error("reproducible=True is not in the cupy backend: the same bits on every machine are not promised there yet")
+    precision = settings.matmul_precision
+    operand = BF16 if precision == "medium" else FLOAT
+    moved: dict[tuple[int, Any], tuple[Any, Array]] = {}  # what was moved is held, so that no other gets its id
+
+    def move(x: Any, dtype: Any) -> Array:  # tied weights, one array under two names, stay one
+        key = (id(x), dtype)
+        if key not in moved:
+            moved[key] = (x, cp.asarray(np.ascontiguousarray(x.astype(dtype, copy=False))))
+        return moved[key][1]
+
+    def visit(branch: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+        if path[-1:] == ("self",) and path[-2:-1] == ("attention",):
+            parts = [branch[part] for part in ("query", "key", "value")]
+            joined = {leaf: np.concatenate([part[leaf] for part in parts]) for leaf in ("weight", "bias")}
+            out = FLOAT if "distance_embedding" in branch else operand
+            rest = {key: visit(value, (*path, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
+            return {"qkv": _dense(joined, out)} | rest
+        if isinstance(branch.get("weight"), dict) or "weight" not in branch:
+            return {key: visit(value, (*path, key)) for key, value in branch.items()}
+        if path[-1].endswith(("_embeddings", "_embedding")):
+            table = move(branch["weight"], FLOAT)
+            return {"weight": Segments(table, "LayerNorm" in tree["embeddings"]) if path[-1].startswith("token_type") else table}
+        if branch["weight"].ndim == 1:  # a norm: 16 bits where only a product reads it, in a pre-norm layer and in the head
+            out = operand if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
+            return {"weight": Norm(move(branch["weight"], FLOAT), out), "bias": move(branch["bias"], FLOAT)}
+        inner = path[-2:] == ("intermediate", "dense") or path[-1] in ("query", "key", "value")
+        return _dense(branch, operand if inner else FLOAT)
+
+    def _dense(branch: dict[str, Any], out: Any) -> dict[str, Any]:
+        return {"weight": Dense(move(branch["weight"], operand), precision, out), "bias": move(branch["bias"], out)}
+
+    return Prepared(visit(tree, ()))
+
+
+def asarray(x: Any) -> Array:
+    """An array of this backend: integers as int32, the kernels' index, other numbers as float32."""
+    if isinstance(x, cp.ndarray):
+        return x
+    x = np.asarray(x)
+    return cp.asarray(np.ascontiguousarray(x.astype(np.int32 if x.dtype.kind in "iu" else np.float32, copy=False)))
+
+
+def to_numpy(x: Array) -> Any:
+    """A NumPy array, float32 also where the GPU keeps fewer bits."""
+    if isinstance(x, Embedded):
+        x = _added(x)
+    x = x.get() if isinstance(x, cp.ndarray) else x
+    return x.astype(FLOAT) if x.dtype == BF16 else x
+
+
+def _added(x: Embedded) -> Array:
+    rows, width = len(x.token_types), x.word.shape[1]
+    y = cp.empty((rows, width), FLOAT)
+    _rowwise(f"embed<{_together(width, *x)}>", rows, *x, y, np.int32(rows), np.int32(width))
+    return y
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:  # noqa: ARG001
+    """While a model runs, which rows are whose is brought to the device once; everything goes to the caller's current stream."""
+    outer, _uploaded.places = _uploaded.places, {}
+    try:
+        yield
+    finally:
+        _uploaded.places = outer
+
+
+def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
+    """The encoder `compute`, recorded as a CUDA graph when a size comes for the second time and from then on played again.
+
+    Up to 2048 tokens, where the launches would cost more than the work. A size is tokens rounded up to 64 and sequences to a
+    power of two; the rows beyond are computed from whatever is there and read by nobody, since no op mixes rows but
+    attention, and that within sequences.
+    """
+
+    def run(ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Array:
+        tokens, batch = len(token_types), len(sequences.key_start)
+        if tokens > RECORDED_TOKENS or head_size > WIDEST:
+            return compute(ids, positions, token_types, sequences)
+        size = (-(-tokens // 64) * 64, 1 << (batch - 1).bit_length(), sequences.causal, positions is None)
+        with weights.lock:
+            known = weights.recordings
+            if size not in known:
+                known[size] = None
+                if len(known) > RECORDINGS:
+                    known.popitem(last=False)
+                return compute(ids, positions, token_types, sequences)
+            known.move_to_end(size)
+            inputs = _inputs(size, ids, positions, token_types, sequences)
+            recording = known[size] = known[size] or _record(compute, size, inputs)
+            cp.cuda.get_current_stream().wait_event(recording.done)
+            recording.inputs.set(inputs)
+            recording.graph.launch()
+            last = recording.out[:tokens].copy()
+            recording.done.record()
+            return last
+
+    return run
+
+
+def _layout(size: tuple[Any, ...]) -> list[int]:
+    """How many numbers of a recording's inputs are ids, positions, types, tiles, query_start, key_start and key_length."""
+    tokens, batch = size[:2]
+    return [tokens, tokens, tokens, 2 * (tokens // TILE + batch), batch + 1, batch, batch]
+
+
+def _inputs(size: tuple[Any, ...], ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Any:
+    inputs = np.zeros(sum(_layout(size)), np.int32)
+    room = list(_cut(inputs, _layout(size)))
+    room[3][:] = -1  # no tile
+    places = (tiles_of(sequences).ravel(), sequences.query_start, sequences.key_start, sequences.key_length)
+    for to, given in zip(room, (ids, positions, token_types, *places), strict=True):
+        if given is not None:
+            to[: len(given)] = given
+    return inputs
+
+
+def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any) -> Recording:
+    caller, stream, pool = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+    stream.wait_event(caller.record())
+    with stream, cp.cuda.using_allocator(pool.malloc):
+        buffer = cp.empty(len(inputs), np.int32)
+        buffer.set(inputs)
+        ids, positions, token_types, tiles, query_start, key_start, key_length = _cut(buffer, _layout(size))
+        sequences = Sequences(query_start, key_start, key_length, size[2])
+        assert _uploaded.places is not None
+        _uploaded.places[id(sequences)] = (sequences, Places(tiles.reshape(-1, 2), query_start, key_start, key_length))
+        given = (ids, None if size[3] else positions, token_types, sequences)
+        compute(*given)  # compiles, plans, and leaves in the pool the memory that recording finds there
+        stream.begin_capture()
+        try:
+            out = compute(*given)
+        finally:
+            graph = stream.end_capture()
+    done = stream.record()
+    caller.wait_event(done)
+    return Recording(buffer, graph, out, pool, done)

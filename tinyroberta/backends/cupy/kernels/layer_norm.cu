@@ -1,0 +1,22 @@
+// y = (x - mean) / sqrt(variance + eps) * weight + bias, each row for itself (Ba et al. 2016; the two passes: norm.cuh).
+//
+// x (rows, width), weight, bias (width,) float; y (rows, width) float, or bf16 or f16 for the product that reads it.
+// Launch: a warp a row, four rows a block: grid (rows / 4 rounded up), block (32, 4). V = 4 where width is a multiple of 4, else
+// 1.
+#include "primitives.cuh"
+#include "norm.cuh"
+
+template <int V>
+struct Stored {
+  const float* x;
+  __device__ void read(float (&to)[V], int i) const { load<V>(to, x + i); }
+};
+
+template <class Out, int V>
+__global__ void __launch_bounds__(128)
+    layer_norm(const float* x, const float* weight, const float* bias, Out* y, int rows, int width, float eps) {
+  int row = blockIdx.x * 4 + threadIdx.y;
+  if (row >= rows) return;
+  size_t start = (size_t)row * width;
+  normalise<V>(Stored<V>{x + start}, weight, bias, y + start, width, eps);
+}
