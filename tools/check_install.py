@@ -3,7 +3,7 @@
     python tools/check_install.py        # in an environment with the core install alone, outside the checkout
     python tools/check_install.py --text # with the text extra: the command line's start
 
-Times are processor time, user and system, the least of many runs in turn with their baseline: other work on the machine only adds.
+Times are processor time, user and system, the least of many runs in turn with their baseline, since other work only adds.
 """
 
 import argparse
