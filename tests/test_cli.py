@@ -137,6 +137,28 @@ def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path) -> None:
     assert "holds no tokenizer" in run("fill-mask", "--model", str(tmp_path), text).stderr
 
 
+def test_another_family_fills_masks_too(tmp_path: Path) -> None:
+    import numpy as np
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = tinyroberta.RobertaConfig(vocab_size=8192, **sizes, max_position_embeddings=40)
+    tinyroberta.RobertaForMaskedLM(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
+    done = run("fill-mask", "--json", "--model", str(tmp_path), "A <mask>.")
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite([c["probability"] for c in json.loads(done.stdout)["candidates"]]).all()
+
+
+def test_a_full_disk_and_names_that_steer_a_terminal() -> None:
+    if Path("/dev/full").exists():
+        command = f"{sys.executable} -m tinyroberta fill-mask --json 'A <mask>.' > /dev/full"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        assert "Traceback" not in done.stderr
+    done = run("inspect", "./\x1b[31mred")
+    assert "\x1b" not in done.stderr
+    assert done.returncode == 1
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip() == f"tinyroberta {tinyroberta.__version__}"
 

@@ -39,13 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(chosen.run(chosen))
     except Error as error:
-        print(f"tinyroberta: {error}", file=sys.stderr)
+        _tell(error)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        _tell(error)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _tell(error: Exception) -> None:
+    """One line on standard error; characters that steer a terminal, which a file's names may hold, are written out."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+    print(f"tinyroberta: {text}", file=sys.stderr)
 
 
 def _tolerate() -> None:
@@ -72,23 +81,27 @@ def _positive(text: str) -> int:
 def fill_mask(arguments: argparse.Namespace) -> int:
     """Print the likeliest words for the <mask> in each sentence, with their probabilities."""
     from .demo import FOLDER
-    from .models import RobertaPreLayerNormForMaskedLM
+    from .models import RobertaPreLayerNormForMaskedLM, class_of, classes_of
     from .text.fill_mask import fill_mask as fill
     from .text.tokenizer import load_tokenizer
+    from .weights.checkpoint import open_checkpoint
     from .weights.hub import checkpoint_folder
 
     embedded = arguments.model is None
     texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in arguments.texts] or _lines()
     folder = FOLDER if embedded else checkpoint_folder(arguments.model, arguments.revision)
     tokenizer = load_tokenizer(folder)
-    model = RobertaPreLayerNormForMaskedLM.from_pretrained(folder, backend=arguments.backend or ("numpy" if embedded else None))
+    stored = open_checkpoint(folder)
+    _, config = class_of(folder, stored)
+    (kind,) = (cls for cls in classes_of(config.model_type) if issubclass(cls, RobertaPreLayerNormForMaskedLM))
+    model = kind.from_stored(stored, config, str(folder), backend=arguments.backend or ("numpy" if embedded else None))
     failed = False
     for text in texts:
         try:
             (candidates,) = fill(model, tokenizer, [text], arguments.top_k)
         except Error as error:
             failed = True
-            print(f"tinyroberta: {error}", file=sys.stderr)
+            _tell(error)
             if arguments.json:
                 print(json.dumps({"text": text, "error": str(error)}, ensure_ascii=False), flush=True)
             continue
@@ -149,7 +162,12 @@ def _show(text: str, candidates: Sequence[Any]) -> None:
         raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
     several = len({candidate.mask for candidate in candidates}) > 1
     table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(text, "bold"), title_justify="left", header_style="dim"
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        title=Text(_one_line(text), "bold"),
+        title_justify="left",
+        header_style="dim",
     )
     if several:
         table.add_column("mask", justify="right")
@@ -164,13 +182,17 @@ def _show(text: str, candidates: Sequence[Any]) -> None:
         row: list[Text | str] = [
             f"{candidate.probability:.1%}",
             Text(bar, "cyan"),
-            Text(candidate.token.strip()),
-            Text(candidate.sentence),
+            Text(candidate.token.strip() or repr(candidate.token)),
+            Text(_one_line(candidate.sentence)),
         ]
         table.add_row(*([str(candidate.mask + 1)] if several else []), *row)
     console = Console(highlight=False)
     console.print(table)
     console.print()
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 BAR = 12

@@ -555,6 +555,7 @@ class RobertaPreLayerNormForMaskedLM(_LanguageModel):
         encoder_hidden_states: Any = None,
         encoder_attention_mask: Any = None,
         labels: Any = None,
+        *,
         logits_to_keep: Any = 0,
         **options: Unpack[Options],
     ) -> MaskedLMOutput:
