@@ -26,8 +26,8 @@ def golden(name: str, kind: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(kind): value for key, value in arrays.items() if key.startswith(kind)}
 
 
-def outputs(name: str, dtype: str, path: Path | None = None) -> dict[str, np.ndarray]:
-    model = tinyroberta.load(path or FOLDER / name, dtype=dtype)
+def outputs(name: str, dtype: str, path: Path | None = None, backend: str = "numpy") -> dict[str, np.ndarray]:
+    model = tinyroberta.load(path or FOLDER / name, backend, dtype)
     output = model(**golden(name, "inputs/"), output_hidden_states=True, output_attentions=True, padding="compute")
     arrays: dict[str, np.ndarray] = {}
     for field, value in output.items():
@@ -36,9 +36,12 @@ def outputs(name: str, dtype: str, path: Path | None = None) -> dict[str, np.nda
 
 
 @every_model
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6)])
-def test_every_head_of_every_family_equals_hugging_face(name: str, dtype: str, tolerance: float) -> None:
-    found, expected = outputs(name, dtype), golden(name, "outputs/")
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("numpy", "float64", 1e-12), ("numpy", "float32", 2e-6), ("numba", "float32", 2e-6)]
+)
+def test_every_head_of_every_family_equals_hugging_face(name: str, backend: str, dtype: str, tolerance: float) -> None:
+    pytest.importorskip(backend)
+    found, expected = outputs(name, dtype, backend=backend), golden(name, "outputs/")
     assert len(expected) > 2
     for field, value in expected.items():
         # transformers computes a causal loss in float32 whatever the model's dtype
