@@ -206,7 +206,8 @@ def test_a_signal_leaves_nothing(number: int, tmp_path: Path) -> None:
     config = RobertaPreLayerNormConfig(vocab_size=60_000, hidden_size=256, num_hidden_layers=2, num_attention_heads=2)
     RobertaPreLayerNormForMaskedLM(config).save_pretrained(tmp_path / "source")
     slow = (
-        "import time, sys, tinyroberta.weights.safetensors as s, tinyroberta.cli as c\n"
+        "import signal, time, sys, tinyroberta.weights.safetensors as s, tinyroberta.cli as c\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started with it ignored
         "s.PIECE = 10**5; s.SHARD_SIZE = 1\n"
         "stream = s.stream\n"
         "s.stream = lambda path, head, arrays, written: stream(path, head, arrays, lambda n: time.sleep(0.1))\n"
