@@ -28,7 +28,6 @@ pytestmark = pytest.mark.live
 OLD = int(transformers.__version__.split(".")[0]) < 5
 ACTIVATIONS = sorted(set(tinyroberta.config.ACTIVATIONS) & set(transformers.activations.ACT2CLS))
 MASKS = ["none", "right", "left", "holes", "bool", "empty_text"] + (["fractional", "3d"] if OLD else [])
-FEWEST = 16  # float32 fields of fewer numbers are left out: where they cancel, a relative error says nothing
 TYPES = ["absolute", "absolute", "relative_key", "relative_key_query"] if OLD else ["absolute"]
 
 
@@ -75,7 +74,7 @@ def draw_config(draw: Any, name: str, length: int) -> dict[str, Any]:
         "tie_word_embeddings": draw(st.booleans()),
         "chunk_size_feed_forward": chunk,
         "num_labels": 2 if name == "ForQuestionAnswering" else draw(st.integers(1, 4)),
-        "initializer_range": 0.2,
+        "initializer_range": 0.4,
     }
     if OLD:
         config["tie_last_hidden_states"] = False
@@ -189,7 +188,7 @@ def make(example: Example, folder: Path) -> tuple[Any, Any]:
         with torch.no_grad():
             for key, parameter in reference.named_parameters():
                 gain = key.endswith("weight") and parameter.ndim == 1
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=random) + gain)
+                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random) + gain)
         reference.save_pretrained(folder)
         ours = tinyroberta.load(folder, dtype=example.dtype)
     reference.config.use_cache = bool(example.cached)
@@ -277,7 +276,6 @@ def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], p
     for step, whole in expected:
         options = options_of(example, step) | ({"past_key_values": past} if past is not None else {})
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "input_ids hold padding")
             output = model(**step, **options, padding=padding)
         past = output.past_key_values if example.cached else None
         found = flatten(output.items())
@@ -287,9 +285,6 @@ def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], p
             wanted = {name: x for name, x in wanted.items() if name != "pooler_output"}
         if past is not None and example.seed % 2:
             past = tuple(tuple(np.array(x) for x in layer) for layer in past)
-        if example.dtype == "float32":
-            wanted = {name: x for name, x in wanted.items() if x.size >= FEWEST}
-            found = {name: x for name, x in found.items() if x.size >= FEWEST}
         error, field = worst(found, wanted)
         assert error <= TOLERANCE[example.dtype], (field, padding)
         for name, x in wanted.items():

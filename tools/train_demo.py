@@ -376,7 +376,7 @@ def main() -> None:
     facts = evaluate(rounded, held_tokens, held_starts, unigram, device)
     facts |= {
         "tokens": len(tokens),
-        "characters": (arguments.corpus / "train.txt").stat().st_size,
+        "characters": len((arguments.corpus / "train.txt").read_text(encoding="utf-8")),
         "step_tokens": TOKENS_PER_STEP,
     }
     facts |= {"minutes": state["seconds"] / 60, "device": arguments.machine, "seen": state["seen"], "steps": state["step"]}
