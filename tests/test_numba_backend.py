@@ -32,7 +32,14 @@ TOKENS = (1, 7, 33, 129)
 WIDTHS = ((1, 1), (5, 33), (65, 20), (3000, 70))  # K, O
 PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
 PRECISIONS = {"highest": 6e-7, "high": 2e-4, "medium": 5e-3}
-tiles = pytest.mark.skipif("amx" not in PATHS, reason="no AMX here")
+CUTTERS = tuple(unit for path, unit in (("amx", "tiles"), ("vnni", "dots")) if path in PATHS)
+cutting = pytest.mark.skipif(not CUTTERS, reason="no AMX and no VNNI here")
+
+
+def reached(precision: str, path: str) -> str:
+    """The precision at which a path does a precision's products."""
+    unit, precision = paths.unit_of(path, precision)
+    return precision if unit in gemm.CUT_PRODUCTS else "highest"
 
 
 @pytest.fixture(params=PATHS)
@@ -72,29 +79,32 @@ def sliced_product(x: np.ndarray, weight: np.ndarray, count: int, diagonals: int
     return total * (row_scale[:, None] * column_scale)
 
 
-@tiles
 @pytest.mark.parametrize("cut", [(3, 3), (3, 4), (2, 2), (2, 3)])
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_tiles_equal_the_definition_of_sliced_products(tokens: int, cut: tuple[int, int]) -> None:
+@pytest.mark.parametrize("unit", CUTTERS)
+def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, cut: tuple[int, int]) -> None:
     random = np.random.default_rng()
     for into, out in (*WIDTHS, (64, 64)):
         x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into)))
         x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
         x[0] = 0
         held = slices.pack_weights(weight, cut[0])
-        y = gemm.tile_product(norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
+        y = gemm.cut_product(unit, norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
 
 
-@tiles
-def test_rows_that_are_not_finite_are_theirs_alone() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_that_are_not_finite_are_theirs_alone(precision: str, path: str) -> None:
     random = np.random.default_rng()
     x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((20, 70), (40, 70)))
-    held = prepared(weight)
+    held = prepared(weight, precision)
     clean = ops.linear(x, held, np.zeros(40, np.float32))
     x[3, 5], x[17, 0] = np.nan, -np.inf
     y = ops.linear(x, held, np.zeros(40, np.float32))
-    assert np.isnan(y[[3, 17]]).all()
+    assert not np.isfinite(y[[3, 17]]).any()
+    unit, at = paths.unit_of(path, precision)
+    if unit in gemm.CUT_PRODUCTS and at != "medium":
+        assert np.isnan(y[[3, 17]]).all()
     kept = np.delete(np.arange(20), [3, 17])
     np.testing.assert_array_equal(y[kept], clean[kept])
 
@@ -108,7 +118,7 @@ def test_no_rows_at_all() -> None:
     assert ops.activation(nothing, "gelu").shape == (0, 20)
 
 
-@tiles
+@cutting
 def test_some_of_the_cut_rows() -> None:
     x = np.random.default_rng().standard_normal((37, 70), dtype=np.float32)
     some, apart = norm.cut(x, 3)[slice(5, 30)], norm.cut(x[5:30], 3)
@@ -116,7 +126,7 @@ def test_some_of_the_cut_rows() -> None:
     np.testing.assert_array_equal(some.scales[:25], apart.scales[:25])
 
 
-@tiles
+@cutting
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_cut_rows_are_put_together_again(count: int) -> None:
     x = np.random.default_rng().standard_normal((21, 70), dtype=np.float32)
@@ -141,7 +151,8 @@ def test_linear(tokens: int, precision: str, path: str) -> None:
             held = prepared(weight, precision, second)
             y = ops.linear(x, held, bias, activation=activation, residual=residual)
             assert y.dtype == np.float32
-            step = steps[precision] if path == "amx" else into * UNIT
+            unit, at = paths.unit_of(path, precision)
+            step = steps[at] if unit in gemm.CUT_PRODUCTS else into * UNIT
             largest = np.abs(x).max(1, keepdims=True) * np.abs(weight).max(1)
             bound = 2 * step * (largest * math.sqrt(into) + 1) + (into + 8) * UNIT * (np.abs(x) @ np.abs(weight).T + 3)
             assert (np.abs(y - exact) <= bound).all()
@@ -176,7 +187,7 @@ def test_layer_norm(tokens: int) -> None:
         assert y.dtype == np.float32
         assert np.linalg.norm(y - exact) <= bound * np.linalg.norm(exact) + (1e-3 if width == 1 else 0)
         np.testing.assert_array_equal(ops.layer_norm(x[-1:], weight, bias, 1e-5), y[-1:])
-        if "amx" in PATHS:
+        if CUTTERS:
             fused, apart = norm.cut(x, 3, weight, bias, 1e-5), norm.cut(y, 3)
             np.testing.assert_array_equal(fused.blocks, apart.blocks)
             np.testing.assert_array_equal(fused.scales, apart.scales)
@@ -320,7 +331,7 @@ def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(
     ids, mask = texts()
     whole = model(ids, mask).logits
     exact = new_model(cls, CONFIG, dtype="float64")(ids, mask).logits
-    assert relative_error(whole, exact) < (PRECISIONS[precision] if path == "amx" else PRECISIONS["highest"])
+    assert relative_error(whole, exact) < PRECISIONS[reached(precision, path)]
     if path == "blas":
         return
     for one in (1, 3):
@@ -431,4 +442,6 @@ def test_info_and_warmup(capsys: pytest.CaptureFixture[str]) -> None:
     assert tinyroberta.cli.main(["info"]) == 0
     assert f"matrix products: {paths.chosen_path()}" in capsys.readouterr().out
     assert tinyroberta.cli.main(["warmup"]) == 0
-    assert all(kernel._compiled for kernel in threads.Kernel.every if "amx" in PATHS or kernel not in gemm.ON_TILES)
+    skipped = {kernel for kernels in gemm.CUT_PRODUCTS.values() for kernel in kernels}
+    skipped -= {kernel for unit in CUTTERS[:1] for kernel in gemm.CUT_PRODUCTS[unit]}
+    assert all(kernel._compiled for kernel in threads.Kernel.every if kernel not in skipped)

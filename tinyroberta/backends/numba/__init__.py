@@ -1,8 +1,8 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
 Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them.
-float32 only: float64 is the NumPy backend's. On the paths amx and fma a text's result has the same bits alone and in any batch,
-any order and with any number of threads; on blas that is up to BLAS.
+float32 only: float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits alone and in any
+batch, any order and with any number of threads; on blas that is up to BLAS.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from ...weights.files import release
 from .. import Activation, Sequences, Settings
 from . import attention as _attention
 from . import elementwise, gemm, norm, slices
-from .paths import chosen_path, describe
+from .paths import chosen_path, describe, unit_of
 from .threads import Kernel, limited
 
 __all__ = [
@@ -42,9 +42,9 @@ CUTS = {"highest": ((3, 3), (3, 4)), "high": ((2, 2), (2, 3)), "medium": ((1, 1)
 
 
 class Weight(NamedTuple):
-    """A dense layer's weight (O, K) as a path of gemm.py reads it."""
+    """A dense layer's weight (O, K) as a unit of gemm.py reads it."""
 
-    path: str
+    unit: str
     panels: Array
     scales: Array | None
     cut: tuple[int, int]  # slices and diagonals
@@ -79,10 +79,12 @@ def linear(
     name = _name(activation)
     if isinstance(weight, list):
         return _in_pieces(x, weight, bias, name, residual)
-    if weight.path == "amx":
+    if weight.unit in gemm.CUT_PRODUCTS:
         x = x if isinstance(x, norm.Cut) else norm.cut(x, weight.cut[0])
-        return gemm.tile_product(x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual)
-    product = gemm.fma_product if weight.path == "fma" else gemm.blas_product
+        return gemm.cut_product(
+            weight.unit, x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual
+        )
+    product = gemm.fma_product if weight.unit == "fma" else gemm.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
 
@@ -131,7 +133,8 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
     if settings.reproducible:
         raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
-    path, cuts = chosen_path(), CUTS[settings.matmul_precision]
+    unit, precision = unit_of(chosen_path(), settings.matmul_precision)
+    cuts, cutting = CUTS[precision], unit in gemm.CUT_PRODUCTS
     converted: dict[int, Array] = {}
 
     def single(x: Array) -> Array:
@@ -142,14 +145,14 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     def pack(weight: Array, cut: tuple[int, int]) -> Any:
         deepest = slices.DEEPEST
-        if path == "amx" and weight.shape[1] > deepest:
+        if cutting and weight.shape[1] > deepest:
             return [pack(weight[:, at : at + deepest], cut) for at in range(0, weight.shape[1], deepest)]
         shape, held = weight.shape, single(weight)
-        if path == "amx":
+        if cutting:
             panels, scales = slices.pack_weights(held, cut[0])
-            packed = Weight(path, panels, scales, cut, shape)
+            packed = Weight(unit, panels, scales, cut, shape)
         else:
-            packed = Weight(path, gemm.pack_panels(held) if path == "fma" else held, None, cut, shape)
+            packed = Weight(unit, gemm.pack_panels(held) if unit == "fma" else held, None, cut, shape)
         release(weight)
         return packed
 
@@ -158,7 +161,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             if id(branch) not in converted:
                 converted[id(branch)] = single(branch)
             return converted[id(branch)]
-        if names[-1] in READERS and path == "amx" and settings.matmul_precision != "medium":
+        if names[-1] in READERS and cutting and precision != "medium":
             branch, folded = _fold(branch, names[-1])
         if names[-2:] == ("attention", "self"):
             parts = [branch[part] for part in ("query", "key", "value")]
@@ -171,7 +174,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         if weight.ndim == 2:
             second = names[-2:] == ("output", "dense") and "attention" not in names[-3]
             return {"weight": pack(weight, cuts[second or folded]), "bias": single(branch["bias"])}
-        fuses = path == "amx" and names[-2:] in READ_BY_PRODUCTS and len(weight) <= slices.DEEPEST
+        fuses = cutting and names[-2:] in READ_BY_PRODUCTS and len(weight) <= slices.DEEPEST
         weight = single(weight)
         return {"weight": Gain(weight, cuts[0][0]) if fuses else weight, "bias": single(branch["bias"])}
 
@@ -237,8 +240,9 @@ def running(settings: Settings) -> Iterator[None]:
 
 
 def warmup() -> None:
-    """Compile every kernel that this machine can run, or read it from the cache."""
-    tiles = chosen_path() == "amx"
+    """Compile every kernel that this machine's path takes at any precision, or read it from the cache."""
+    used = {unit_of(chosen_path(), precision) for precision in CUTS}
+    here = [gemm.CUT_PRODUCTS[unit][precision != "medium"] for unit, precision in used if unit in gemm.CUT_PRODUCTS]
     for kernel in Kernel.every:
-        if tiles or kernel not in gemm.ON_TILES:
+        if kernel in here or not any(kernel in kernels for kernels in gemm.CUT_PRODUCTS.values()):
             kernel.address  # noqa: B018

@@ -1,13 +1,14 @@
 """Matrix products, activation(x W^T + b) + residual, on the fastest unit that the machine has.
 
-Tiles, int8: x (T, K) and W (O, K) cut into slices (slices.py); digit products of one diagonal i + j add up exactly in int32, and
+Tiles or dot products of int8: x (T, K) and W (O, K) are cut into slices (slices.py); digit products of one diagonal i + j add
+up exactly in int32, and
     y = (c0 + (c1 2^-8 + (c2 2^-16 + c3 2^-24))) (scale_row scale_column)    in float32, in that order
 with as many diagonals as kept: three slices make 6 products with diagonals 0 to 2, 8 with 3; two slices 3 or 4.
-Tiles, bf16: one product, float32 sums. FMA: float32 panels (O/32, K, 32), sums of 256 products at a time.
+Of bf16: one product, float32 sums. FMA: float32 panels (O/32, K, 32), sums of 256 products at a time.
 
 A block of work is a panel of 32 outputs for a chunk of rows that stays in the second-level cache; meanwhile the panel after the
 next is fetched, since with few rows reading weights costs as much as multiplying. Inside, 16 x 32 sums stay in tiles (all
-diagonals in one pass; 16 x 16 where there are four). A row's result does not depend on where in a block it stands.
+diagonals in one pass; 16 x 16 where there are four), or those of 2 to 8 rows in registers. A row's result does not depend on where in a block it stands.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from numba import carray, njit
 
 from . import amx
 from .elementwise import CODES, NONE, activate
-from .llvm import FEATURES, add_lanes, call_kernel, combine_lanes, copy_lanes, floats, fma_block, prefetch, words
+from .llvm import FEATURES, add_lanes, call_kernel, combine_lanes, copy_lanes, dot_block, floats, fma_block, prefetch, words
 from .slices import PANEL
 from .threads import Kernel, aligned, parallel, thread_limit
 
@@ -89,8 +90,8 @@ combine_2, combine_3, combine_4 = combine_lanes(2), combine_lanes(3), combine_la
 
 
 @njit(error_model="numpy")
-def combine(s, diagonals, row_scales, column_scales, bias, y):  # (16, diagonals, 32) int32 -> (16, 32) float32, by address
-    for r in range(16):
+def combine(s, diagonals, height, row_scales, column_scales, bias, y):  # (height, diagonals, 32) int32 -> (height, 32)
+    for r in range(height):
         scale = carray(floats(row_scales), 16)[r]
         for half in range(0, 128, 64):
             sums, scales, shift, out = s + r * diagonals * 128 + half, column_scales + half, bias + half, y + r * 128 + half
@@ -204,7 +205,7 @@ def _sliced_products(arguments, block, worker):
         else:
             four(s, left, right, steps, ahead, lines)
         ahead += lines * 64 * steps
-        combine(s, diagonals, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
+        combine(s, diagonals, 16, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, 16, given, rows * 16, panel)
     amx.release()
 
@@ -249,7 +250,58 @@ def _bf16_products(arguments, block, worker):
     amx.release()
 
 
-ON_TILES = (_sliced_products, _bf16_products)
+dots_22, dots_23, dots_33 = (dot_block(4, slices, diagonals) for slices, diagonals in ((2, 2), (2, 3), (3, 3)))
+dots_34, dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1)
+
+
+@Kernel
+def _sliced_dots(arguments, block, worker):
+    """The same sums as the tiles', 4 rows at a time."""
+    given = carray(words(arguments), GIVEN)
+    steps, panels, slices, diagonals = given[STEPS], (given[O] + 31) // 32, given[SLICES], given[DIAGONALS]
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    memory = np.empty(8192 + 2048 + 128 + 64, np.int8)
+    s = (memory.ctypes.data + 63) // 64 * 64
+    y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * steps * slices * 2048
+    hold_bias(bias, given, panel)
+    for rows in range(first, last):
+        height = min(16, given[T] - rows * 16)
+        for r in range(0, height, 4):
+            sums, left = s + r * diagonals * 128, given[A] + rows * steps * slices * 1024 + r * 64
+            if slices == 3 and diagonals == 3:
+                dots_33(sums, left, right, steps)
+            elif slices == 3:
+                dots_34(sums, left, right, steps)
+                dots_34(sums + 1024, left + 128, right, steps)
+            elif diagonals == 2:
+                dots_22(sums, left, right, steps)
+            else:
+                dots_23(sums, left, right, steps)
+        combine(s, diagonals, height, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
+        deliver(y, height, given, rows * 16, panel)
+
+
+@Kernel
+def _bf16_dots(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    steps, panels = given[STEPS], (given[O] + 31) // 32
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    memory = np.empty(2048 + 128 + 64, np.int8)
+    s = (memory.ctypes.data + 63) // 64 * 64
+    hold_bias(s + 2048, given, panel)
+    for rows in range(first, last):
+        height = min(16, given[T] - rows * 16)
+        left = given[A] + rows * steps * 1024
+        for r in range(0, height, 8):
+            dots_bf16(s + r * 128, left + r * 64, given[B] + panel * steps * 2048, steps)
+        add_bias(s, height, s + 2048)
+        deliver(s, height, given, rows * 16, panel)
+
+
+# a unit's kernel for one slice, and for more
+CUT_PRODUCTS = {"tiles": (_bf16_products, _sliced_products), "dots": (_bf16_dots, _sliced_dots)}
 
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
 ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
@@ -321,10 +373,10 @@ def _chunks(T, row_bytes):
     return 2 * each, -(-T // (each * 32))
 
 
-def tile_product(x, weight, scales, diagonals, O, bias, activation, residual):
-    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O) float32."""
+def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual):
+    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O) float32, on tiles or by dot products."""
     steps, slices = x.blocks.shape[1:3]
-    kernel = _sliced_products if slices > 1 else _bf16_products
+    kernel = CUT_PRODUCTS[unit][slices > 1]
     chunks = _chunks(x.shape[0], steps * slices * 64)
     shape = (x.shape[0], O)
     cut = (slices, diagonals)

@@ -4,6 +4,8 @@ Kernels are C functions kernel(arguments, block, worker): `arguments` is the add
 shapes. So that any thread can run any kernel, and a kernel is compiled once.
 """
 
+import itertools
+
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -165,9 +167,9 @@ def _lanes(builder, address, kind=LANES):
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
-def _spread(builder, x):
-    """16 lanes of one float32."""
-    nothing = ir.Constant(LANES, ir.Undefined)
+def _spread(builder, x, kind=LANES):
+    """16 lanes of one number."""
+    nothing = ir.Constant(kind, ir.Undefined)
     return builder.shuffle_vector(builder.insert_element(nothing, x, I32(0)), nothing, ir.Constant(INTEGERS, [0] * 16))
 
 
@@ -294,5 +296,68 @@ def fma_block(rows, vectors):
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), codegen
+
+    return block
+
+
+def dot_block(rows, slices, diagonals):
+    """An intrinsic: sums (rows, diagonals, 32) of rows of blocks with a panel (slices.py), by dot products of 4 bytes or 2 bf16.
+
+    Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
+    sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
+    """
+    kind, name = (LANES, "avx512bf16.dpbf16ps.512") if slices == 1 else (INTEGERS, "avx512.vpdpbusd.512")
+    dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
+    bytes_of_128 = ir.Constant(INTEGERS, [0x80808080 - 2**32] * 16)
+
+    def dot(builder, total, weights, digits):
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, dot_kind, f"llvm.x86.{name}"), [total, weights, digits]
+        )
+
+    def taken_off(builder, left, steps):  # -128 sum of a row's digits, for each row and slice
+        totals = [[cgutils.alloca_once(builder, kind) for _ in range(slices)] for _ in range(rows)]
+        places = [(totals[r][i], i * 1024 + r * 64) for r in range(rows) for i in range(slices)]
+        for place, _ in places:
+            builder.store(ir.Constant(kind, [0] * 16), place)
+        with cgutils.for_range(builder, steps, intp=I64) as step:
+            start = builder.add(left, builder.mul(step.index, I64(slices * 1024)))
+            for place, offset in places:
+                digits = _lanes(builder, builder.add(start, I64(offset)), kind)
+                builder.store(dot(builder, builder.load(place), bytes_of_128, digits), place)
+        add_up = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [kind]), "llvm.vector.reduce.add.v16i32")
+        return [[builder.neg(builder.call(add_up, [builder.load(place)])) for place in row] for row in totals]
+
+    @intrinsic
+    def block(typingctx, sums, left, right, steps):
+        def codegen(context, builder, signature, args):
+            sums, left, right, steps = args
+            places = [[[cgutils.alloca_once(builder, kind) for _ in range(2)] for _ in range(diagonals)] for _ in range(rows)]
+            taken = taken_off(builder, left, steps) if slices > 1 else []
+            for r, n, half in itertools.product(range(rows), range(diagonals), range(2)):
+                start = ir.Constant(kind, [0.0 if slices == 1 else 0] * 16)
+                for i in range(max(0, n - slices + 1), min(slices, n + 1)) if taken else ():
+                    start = builder.add(start, _spread(builder, taken[r][i], kind))
+                builder.store(start, places[r][n][half])
+            with cgutils.for_range(builder, steps, intp=I64) as step, cgutils.for_range(builder, I64(16), intp=I64) as quad:
+                start = builder.mul(step.index, I64(slices * 1024))
+                a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
+                b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
+                for j in range(slices):
+                    weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
+                    if slices > 1:
+                        weights = [builder.xor(weight, bytes_of_128) for weight in weights]
+                    for i, r in itertools.product(range(min(slices, diagonals - j)), range(rows)):
+                        pointer = builder.inttoptr(builder.add(a, I64(i * 1024 + r * 64)), I32.as_pointer())
+                        digits = _spread(builder, builder.load(pointer, align=4), INTEGERS)
+                        for half, weight in enumerate(weights):
+                            place = places[r][i + j][half]
+                            builder.store(dot(builder, builder.load(place), weight, digits), place)
+            for r, n, half in itertools.product(range(rows), range(diagonals), range(2)):
+                address = builder.add(sums, I64((r * diagonals + n) * 128 + half * 64))
+                builder.store(builder.load(places[r][n][half]), builder.inttoptr(address, kind.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
 
     return block

@@ -1,6 +1,7 @@
-"""Which unit multiplies: tiles (amx), float32 fused multiply-adds (fma), or NumPy's BLAS (blas).
+"""Which unit multiplies: tiles, dot products, float32 fused multiply-adds, or NumPy's BLAS.
 
-TINYROBERTA_CPU=amx|fma|blas forces one.
+TINYROBERTA_CPU=amx|vnni|fma|blas forces a path. amx is tiles for every precision. vnni is dot products where they are faster
+than multiply-adds: for medium, of bf16, and for high, of bytes. The six products of highest are not.
 """
 
 import os
@@ -11,9 +12,11 @@ from . import amx
 from .llvm import FEATURES, FUSED
 from .threads import allowed_threads
 
-PATHS = ("amx", "fma", "blas")
+PATHS = ("amx", "vnni", "fma", "blas")
+BF16_DOTS = "avx512bf16" in FEATURES
 UNITS = {
     "amx": "tiles of 8-bit integers and bf16 (AMX)",
+    "vnni": f"float32 multiply-adds for highest, dot products of bytes{' (high) and bf16 (medium)' if BF16_DOTS else ' else'}",
     "fma": f"float32 multiply-adds, {16 if 'avx512f' in FEATURES else 8} at a time",
     "blas": "NumPy's BLAS",
 }
@@ -23,6 +26,8 @@ def reason_against(path: str) -> str | None:
     """Why this machine cannot take a path, in words; None where it can."""
     if path == "amx":
         return amx.missing()
+    if path == "vnni" and not {"avx512f", "avx512bw", "avx512vnni"} <= FEATURES:
+        return "the CPU has no AVX-512 with dot products of bytes (VNNI)"
     if path == "fma" and not (FUSED and "avx2" in FEATURES):
         return f"no AVX2 with fused multiply-add on this {platform.machine()}"
     return None
@@ -39,6 +44,13 @@ def chosen_path() -> str:
     if against is not None:
         raise Error(f"TINYROBERTA_CPU={asked} cannot run here: {against}")
     return asked
+
+
+def unit_of(path: str, precision: str) -> tuple[str, str]:
+    """The unit of gemm.py that a path uses at a precision, and at which precision it does the products."""
+    if path == "vnni" and precision != "highest":
+        return "dots", precision if BF16_DOTS else "high"
+    return {"amx": "tiles", "vnni": "fma"}.get(path, path), precision
 
 
 def describe() -> list[str]:
