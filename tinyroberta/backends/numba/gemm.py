@@ -8,7 +8,8 @@ Of bf16: one product, float32 sums. FMA: float32 panels (O/32, K, 32), sums of 2
 
 A block of work is a panel of 32 outputs for a chunk of rows that stays in the second-level cache; meanwhile the panel after the
 next is fetched, since with few rows reading weights costs as much as multiplying. Inside, 16 x 32 sums stay in tiles (all
-diagonals in one pass; 16 x 16 where there are four), or those of 2 to 8 rows in registers. A row's result does not depend on where in a block it stands.
+diagonals in one pass; 16 x 16 where there are four), or those of 2 to 8 rows in registers. A row's result does not depend on
+where in a block it stands.
 """
 
 import numpy as np
