@@ -164,6 +164,26 @@ def test_linear(tokens: int, precision: str, path: str) -> None:
                 np.testing.assert_array_equal(np.concatenate(alone), y[:3])
 
 
+@pytest.mark.skipif("fma" not in PATHS, reason="no multiply-adds here")
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_weights_that_are_halves_take_half_the_bytes_and_give_the_same_bits(
+    tokens: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYROBERTA_CPU", "fma")
+    random = np.random.default_rng()
+    for into, out in WIDTHS:
+        weight = random.standard_normal((out, into)).astype(kind).astype(np.float32)
+        weight[0, 0] = {"bfloat16": 2.0**-130, "float16": 2.0**-24}[kind]  # what neither kind holds of the other's
+        weight[-1, -1] = {"bfloat16": 2.0**100, "float16": 1 + 2.0**-10}[kind]
+        x, bias = (random.standard_normal(shape, dtype=np.float32) for shape in ((tokens, into), out))
+        held, one_more = prepared(weight), prepared(np.vstack([weight, np.full((1, into), np.float32(0.1))]))
+        assert held.panels.dtype == {"bfloat16": np.uint16, "float16": np.float16}[kind]
+        assert one_more.panels.dtype == np.float32
+        whole = ops.linear(x, one_more, np.append(bias, np.float32(0)))
+        np.testing.assert_array_equal(ops.linear(x, held, bias), whole[:, :-1])
+
+
 @pytest.mark.usefixtures("path")
 def test_linear_of_a_very_wide_row(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng()

@@ -17,7 +17,19 @@ from numba import carray, njit
 
 from . import amx
 from .elementwise import CODES, NONE, activate
-from .llvm import FEATURES, add_lanes, call_kernel, combine_lanes, copy_lanes, dot_block, floats, fma_block, prefetch, words
+from .llvm import (
+    FEATURES,
+    add_lanes,
+    call_kernel,
+    combine_lanes,
+    copy_lanes,
+    dot_block,
+    floats,
+    fma_block,
+    keep,
+    prefetch,
+    words,
+)
 from .slices import PANEL
 from .threads import Kernel, address, aligned, parallel, thread_limit
 
@@ -209,6 +221,7 @@ def _sliced_products(arguments, block, worker):
         combine(s, diagonals, 16, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, 16, given, rows * 16, panel)
     amx.release()
+    keep(memory)
 
 
 @Kernel
@@ -249,6 +262,7 @@ def _bf16_products(arguments, block, worker):
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)
     amx.release()
+    keep(memory)
 
 
 dots_22, dots_23, dots_33 = (dot_block(4, slices, diagonals) for slices, diagonals in ((2, 2), (2, 3), (3, 3)))
@@ -281,6 +295,7 @@ def _sliced_dots(arguments, block, worker):
                 dots_23(sums, left, right, steps)
         combine(s, diagonals, height, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, height, given, rows * 16, panel)
+    keep(memory)
 
 
 @Kernel
@@ -299,6 +314,7 @@ def _bf16_dots(arguments, block, worker):
             dots_bf16(s + r * 128, left + r * 64, given[B] + panel * steps * 2048, steps)
         add_bias(s, height, s + 2048)
         deliver(s, height, given, rows * 16, panel)
+    keep(memory)
 
 
 # a unit's kernel for one slice, and for more
@@ -333,20 +349,49 @@ def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
                     fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
 
 
+KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers; NumPy holds bfloat16 as uint16
+
+
+def by_panel(kind):
+    """multiply, of rows by a panel (K, 32) of numbers of a kind: y (rows, 32) += x (rows, K) panel."""
+    many, one, size = fma_block(ROWS, VECTORS, kind), fma_block(1, VECTORS, kind), 4 if kind == "float32" else 2
+
+    @njit(error_model="numpy")
+    def multiply(y, rows, x, x_row, panel, depth):
+        for k in range(0, depth, DEPTH):
+            some = min(DEPTH, depth - k)
+            for column in range(0, 32, 16 * VECTORS):
+                right = panel + (k * 32 + column) * size
+                for row in range(0, rows // ROWS * ROWS, ROWS):
+                    many(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some)
+                for row in range(rows // ROWS * ROWS, rows):
+                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some)
+
+    return multiply
+
+
+multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind in KINDS)
+
+
 @Kernel
 def _fma_products(arguments, block, worker):
     given = carray(words(arguments), GIVEN)
-    K, panels = given[STEPS], (given[O] + 31) // 32
+    K, panels, row, kind = given[STEPS], (given[O] + 31) // 32, given[X_STRIDE], given[SLICES]
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
     memory = np.zeros((last - first + 1) * 32, np.float32)
     bias = memory.ctypes.data
-    y = bias + 128
+    y, x, right = bias + 128, given[A] + first * row * 4, given[B] + panel * K * (64 if kind else 128)
     hold_bias(bias, given, panel)
-    x = given[A] + first * given[X_STRIDE] * 4
-    multiply(y, 32, last - first, 32, x, given[X_STRIDE], 1, given[B] + panel * K * 128, 32, K)
+    if kind == 0:
+        multiply_float32(y, last - first, x, row, right, K)
+    elif kind == 1:
+        multiply_bfloat16(y, last - first, x, row, right, K)
+    else:
+        multiply_float16(y, last - first, x, row, right, K)
     add_bias(y, last - first, bias)
     deliver(y, last - first, given, first, panel)
+    keep(memory)
 
 
 def _run(kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0)):
@@ -385,14 +430,15 @@ def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residua
 
 
 def fma_product(x, weight, O, bias, activation, residual):
-    """(T, K) float32 and panels (O/32, K, 32) -> (T, O) float32."""
+    """(T, K) float32 and panels (O/32, K, 32) of float32, float16, or bfloat16 as uint16 -> (T, O) float32."""
     T, K = x.shape
     if x.dtype != np.float32 or x.strides[1] != 4:
         x = np.ascontiguousarray(x, np.float32)
     chunk = max(1, min(T, 128))
     chunks = (chunk, -(-T // chunk))
     stride = x.strides[0] // 4
-    return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride)
+    cut = ("float32", "uint16", "float16").index(weight.dtype.name), 0
+    return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
 
 
 @Kernel
@@ -415,12 +461,31 @@ def _pack_panels(arguments, block, worker):
 
 
 def pack_panels(parts):  # P x (O/P, K) float32 -> (O/32, K, 32)
-    """A weight, given in parts of the same shape, as panels for fma_product."""
+    """A weight, given in parts of the same shape, as panels for fma_product, in half the bytes where that loses nothing."""
     (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
     O = each * len(parts)
     panels = aligned((-(-O // PANEL), K, PANEL), np.float32)
     parallel(_pack_panels, len(panels), places, each, O, K, panels)
+    for halved in (_as_bf16, _as_f16):
+        if halved(panels[:1]) is not None and (half := halved(panels)) is not None:
+            return half
     return panels
+
+
+def _as_bf16(x):
+    bits = x.view(np.uint32)
+    if (bits & 0xFFFF).any():
+        return None
+    half = aligned(x.shape, np.uint16)
+    half[:] = bits >> 16
+    return half
+
+
+def _as_f16(x):
+    half = aligned(x.shape, np.float16)
+    with np.errstate(over="ignore"):
+        half[:] = x
+    return half if np.array_equal(half, x) else None
 
 
 @Kernel

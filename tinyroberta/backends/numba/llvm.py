@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
 X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
@@ -74,6 +74,16 @@ def bits_of(typingctx, x):
         return builder.bitcast(args[0], I32)
 
     return types.int32(types.float32), codegen
+
+
+@intrinsic
+def keep(typingctx, array):
+    """Hold an array until here: Numba frees it after its last use, and does not know that its address is one."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
 
 
 def _call_void(builder, name, kinds, args):
@@ -246,11 +256,23 @@ def most_of_columns(typingctx, x, rows, out):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-def fma_block(rows, vectors):
+def _widened(builder, address, kind):
+    """16 float32 from an address: as they are, or from 16 bf16 or f16."""
+    if kind == "float32":
+        return _lanes(builder, address)
+    bits = _lanes(builder, address, ir.VectorType(I16, 16))
+    if kind == "float16":
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), 16)), LANES)
+    return builder.bitcast(builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * 16)), LANES)
+
+
+def fma_block(rows, vectors, kind="float32"):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
-    Strides are in floats: C's and B's rows, A's rows and columns. A row's bits do not depend on `rows` or `vectors`.
+    Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
+    those. A row's bits do not depend on `rows` or `vectors`.
     """
+    size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
 
     @intrinsic
@@ -263,21 +285,16 @@ def fma_block(rows, vectors):
                 for place in row:
                     builder.store(zero, place)
 
-            def at(base, *terms):  # the address base + 4 (sum of products)
-                for terms_of in terms:
-                    offset = terms_of[0]
-                    for factor in terms_of[1:]:
-                        offset = builder.mul(offset, factor)
-                    base = builder.add(base, builder.mul(offset, I64(4)))
-                return base
+            def at(base, index, stride, size=4):
+                return builder.add(base, builder.mul(builder.mul(index, stride), I64(size)))
 
             with cgutils.for_range(builder, depth, intp=I64) as loop:
                 k = loop.index
-                right = at(b, (k, b_row))
-                loaded = [_lanes(builder, builder.add(right, I64(64 * v))) for v in range(vectors)]
-                left = at(a, (k, a_column))
+                right = at(b, k, b_row, size)
+                loaded = [_widened(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
+                left = at(a, k, a_column)
                 for r in range(rows):
-                    pointer = builder.inttoptr(at(left, (a_row, I64(r))), F32.as_pointer())
+                    pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
                     spread = _spread(builder, builder.load(pointer, align=4))
                     for v in range(vectors):
                         old = builder.load(sums[r][v])
@@ -289,7 +306,7 @@ def fma_block(rows, vectors):
                         builder.store(new, sums[r][v])
             for r in range(rows):
                 for v in range(vectors):
-                    address = builder.add(at(c, (c_row, I64(r))), I64(64 * v))
+                    address = builder.add(at(c, c_row, I64(r)), I64(64 * v))
                     pointer = builder.inttoptr(address, LANES.as_pointer())
                     total = builder.fadd(builder.load(pointer, align=4), builder.load(sums[r][v]))
                     builder.store(total, pointer, align=4)

@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numba import carray, njit
 
-from .llvm import bits_of, bytes_, float_of, floats, halves, integers, words
+from .llvm import bits_of, bytes_, float_of, floats, halves, integers, keep, words
 from .threads import Kernel, address, aligned, parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
@@ -119,6 +119,7 @@ def _pack_weights(arguments, block, worker):
             for r in range(16):
                 for c in range(16):
                     target[r, c] = source[c, r]
+    keep(cut)
 
 
 def pack_weights(parts, slices):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
