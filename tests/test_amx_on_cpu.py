@@ -6,11 +6,11 @@ Where the CPU has AMX, the tests of the instructions run on its own unit.
 import ctypes
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ import pytest
 pytest.importorskip("numba")
 from amx_on_cpu import emulator
 
-from tinyroberta.backends.numba import amx
+from tinyroberta.backends.numba import amx, paths
+from tinyroberta.backends.numba.llvm import X86
 
 TESTS = Path(__file__).parent
-reason = emulator.reason_against()
-emulated = pytest.mark.skipif(reason is not None, reason=str(reason))
 native = amx.missing() is None
+uncompiled, unemulated = emulator.reason_against_compiling(), emulator.reason_against()
+instructions = pytest.mark.skipif(bool(uncompiled if native else unemulated), reason=f"{uncompiled} {unemulated}")
+emulated = pytest.mark.skipif(unemulated is not None, reason=str(unemulated))
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 KEPT = ("rbx", "rbp", "r12", "r13", "r14", "r15")
@@ -68,6 +70,14 @@ def moves() -> dict[str, tuple[str, str, int, int, int]]:
     return found
 
 
+FAR = 1 << 20
+
+
+def leas() -> list[tuple[str, str]]:
+    """Registers of `lea`, each in both places, but for those that have an encoding of their own as a base."""
+    return [(to, base) for to, base in zip(GENERAL, GENERAL[5:] + GENERAL[:5], strict=True) if not {to, base} & {"rsp", "r12"}]
+
+
 @cache
 def code() -> Any:
     """Each instruction in a function of its own."""
@@ -83,14 +93,18 @@ def code() -> Any:
     for c, a, b in PRODUCTS:
         text += routine(f"int8_{c}{a}{b}", f"tdpbssd %tmm{b}, %tmm{a}, %tmm{c}", "rax")
         text += routine(f"bf16_{c}{a}{b}", f"tdpbf16ps %tmm{b}, %tmm{a}, %tmm{c}", "rax")
+    text += routine("illegal", "ud2", "rax")
+    for to, base in leas():
+        text += routine(f"lea_{to}_{base}", f"tilezero %tmm0\nlea {FAR}(%{base}), %{to}\nlea -8(%{to}), %rax", base)
     text += '.section .note.GNU-stack,"",@progbits\n'
     return ctypes.CDLL(str(emulator.compiled(text, "assembler")))
 
 
-def run(name: str, array: np.ndarray | None = None, number: int = 0, offset: int = 0) -> None:
-    """An instruction, on an array's address."""
-    address = 0 if array is None else array.ctypes.data + offset
-    code()[name](ctypes.c_uint64(address), ctypes.c_uint64(number & (2**64 - 1)))
+def run(name: str, array: np.ndarray | None = None, number: int = 0, offset: int = 0) -> int:
+    """An instruction, on an array's address; what it leaves in rax."""
+    function = code()[name]
+    function.argtypes, function.restype = [ctypes.c_uint64] * 2, ctypes.c_uint64
+    return int(function(0 if array is None else array.ctypes.data + offset, number))
 
 
 def configuration(rows: list[int], columns: list[int]) -> np.ndarray:  # eight tiles' rows and bytes a row -> (64,)
@@ -117,7 +131,7 @@ def unit() -> Iterator[None]:
     run("release")
 
 
-@emulated
+@instructions
 @pytest.mark.usefixtures("unit")
 def test_loads_and_stores_in_every_form_of_address() -> None:
     random = np.random.default_rng()
@@ -141,7 +155,7 @@ def test_loads_and_stores_in_every_form_of_address() -> None:
             np.testing.assert_array_equal(read(tile, rows[tile], columns[tile]), here, name)
 
 
-@emulated
+@instructions
 @pytest.mark.usefixtures("unit")
 def test_configurations() -> None:
     random = np.random.default_rng()
@@ -173,13 +187,22 @@ def test_configurations() -> None:
     assert not held.any()
 
 
-@emulated
+@instructions
 @pytest.mark.usefixtures("unit")
 def test_a_load_without_an_index_reads_one_row_again_and_again() -> None:
     row = np.random.default_rng().integers(0, 256, 64, np.uint8)
     run("configure", configuration([16] * 8, [64] * 8))
     run("one_row", row)
     np.testing.assert_array_equal(read(0, 16, 64), np.tile(row, (16, 1)))
+
+
+@instructions
+@pytest.mark.usefixtures("unit")
+def test_additions_that_the_emulator_does_in_passing() -> None:
+    run("configure", configuration([16] * 8, [64] * 8))
+    array = np.zeros(1)
+    for to, base in leas():
+        assert run(f"lea_{to}_{base}", array) == array.ctypes.data + FAR - 8
 
 
 def fit(random: np.random.Generator, tiles: tuple[int, int, int], whole: bool) -> tuple[int, int, int]:
@@ -199,7 +222,7 @@ def product(kind: str, tiles: tuple[int, int, int], c: np.ndarray, a: np.ndarray
     return read(tiles[0], c.shape[0], c.shape[1] * 4, c.dtype)
 
 
-@emulated
+@instructions
 @pytest.mark.usefixtures("unit")
 def test_products_of_bytes() -> None:
     random = np.random.default_rng()
@@ -243,14 +266,16 @@ def to_odd_sum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where((rest != 0) & even & np.isfinite(total), (total.view(np.int64) + away).view(float), total)
 
 
-@emulated
+@instructions
 @pytest.mark.usefixtures("unit")
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 def test_products_of_bf16() -> None:
     random = np.random.default_rng()
     for n, tiles in enumerate(PRODUCTS):
         rows, depth, columns = fit(random, tiles, n % 3 == 0)
-        c, a, b = (random.standard_normal(s, dtype=np.float32) for s in ((rows, columns), (rows, 2 * depth), (depth, 2 * columns)))
+        c, a, b = (
+            random.standard_normal(s, dtype=np.float32) for s in ((rows, columns), (rows, 2 * depth), (depth, 2 * columns))
+        )
         spread = (0, 10, 38)[n % 3]  # decimal digits: to the subnormal numbers and beyond the largest
         a, b, c = (x * np.float32(10.0) ** random.uniform(-spread, spread / 2, x.shape).astype(np.float32) for x in (a, b, c))
         if n % 7 == 0:
@@ -260,3 +285,114 @@ def test_products_of_bf16() -> None:
         exact = bf16_product(c, *((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b)))
         np.testing.assert_array_equal(np.isnan(y), np.isnan(exact))
         np.testing.assert_array_equal(y[~np.isnan(y)].view(np.uint32), exact[~np.isnan(y)].view(np.uint32))
+
+
+MISTAKES = {
+    "nothing permitted": ("configure()", "no permission for the tiles"),
+    "nothing configured": ("permit(); run('zero_0')", "no tile configuration in this thread"),
+    "another thread": (
+        "permit(); configure(); run('zero_0'); t = threading.Thread(target=run, args=['zero_0']); t.start(); t.join()",
+        "no tile configuration in this thread",
+    ),
+    "released": ("permit(); configure(); run('release'); run('store_0', memory, 64)", "no tile configuration in this thread"),
+    "a tile with no rows": ("permit(); configure({22: 0, 51: 0}); run('zero_2'); run('zero_3')", "a tile with no rows"),
+    "rows and no columns": ("permit(); configure({22: 0})", "rows and no columns"),
+    "rows of 62 bytes": ("permit(); configure({22: 62}); run('load_3', memory, 64)", "no multiple of 4 bytes"),
+    "17 rows": ("permit(); configure({49: 17})", "more than 16 rows"),
+    "an unknown palette": ("permit(); configure({0: 2})", "a palette"),
+    "a reserved byte": ("permit(); configure({35: 1})", "a reserved byte"),
+    "rows that differ": ("permit(); configure({48: 8}); run('int8_012')", "shapes do not fit"),
+    "columns that differ": ("permit(); configure({20: 32}); run('bf16_012')", "shapes do not fit"),
+    "a depth that differs": ("permit(); configure({18: 32}); run('bf16_012')", "shapes do not fit"),
+    "an instruction that is no one's": ("permit(); run('illegal')", ""),
+}
+RUN = """
+import ctypes, sys, threading
+code, memory = ctypes.CDLL(sys.argv[1]), (ctypes.c_uint8 * 4096)()
+def permit(): assert ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+def run(name, array=None, number=0):
+    code[name](ctypes.c_uint64(ctypes.addressof(array) if array else 0), ctypes.c_uint64(number))
+def configure(changes={}):
+    config = (ctypes.c_uint8 * 64)(1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8)
+    for place, value in changes.items(): config[place] = value
+    run("configure", config)
+"""
+
+
+def python(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """What a Python of its own says, in another environment."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("TINYROBERTA_CPU", "PYTEST_ADDOPTS")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=clean | environment, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+
+
+@emulated
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_the_hardware_refuses(mistake: str) -> None:
+    line, said = MISTAKES[mistake]
+    done = python(emulator.environment(), "-X", "faulthandler", "-c", RUN + line, code()._name)
+    assert done.returncode == -signal.SIGILL
+    lines = re.findall("^amx_on_cpu: .*", done.stderr, re.M)
+    assert len(lines) == bool(said)
+    assert not said or said in lines[0]
+    assert "Fatal Python error: Illegal instruction" in done.stderr  # Python's own handler has its say
+
+
+def passes(environment: dict[str, str], *arguments: str) -> str:
+    """Run tests in another environment; what pytest says."""
+    done = python(environment, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+BACKEND = [str(TESTS / name) for name in ("test_numba_backend.py", "test_family.py")]
+
+
+@emulated
+@pytest.mark.skipif(native, reason="the CPU has AMX: they run on it")
+def test_the_numba_backend_on_tiles() -> None:
+    said = passes(emulator.environment(), *BACKEND, "-k", "not fma and not blas and not numpy")
+    assert "AMX" not in said  # as a reason to skip
+
+
+AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": emulator.flags(
+        {name: False for name in emulator.host_features() if re.match("avx512|avx10|amx", name)}
+    ),
+}
+WIDEST = emulator.host_features().get("avx512f", False)
+multiplies = pytest.mark.skipif(paths.reason_against("fma") is not None or not X86, reason="no AVX2 with fused multiply-add")
+
+
+@multiplies
+@pytest.mark.skipif(not WIDEST, reason="the CPU has no AVX-512: they run on AVX2 anyway")
+def test_the_numba_backend_on_avx2() -> None:
+    passes(AVX2, *BACKEND, "-k", "not blas and not numpy")
+
+
+ASSEMBLY = """
+from numba import cfunc
+from tinyroberta.backends.numba import gemm
+made = cfunc("void(int64, int64, int64)", error_model="numpy")(gemm._fma_products.function)
+print(made._library.get_asm_str())
+"""
+
+
+def loops(assembly: str) -> Iterator[str]:
+    """The code of every loop that has none inside."""
+    for block in re.split(r"^(?=\.LBB)", assembly, flags=re.M):
+        body, jump, _ = block.partition(f"\t{block.split(':')[0]}\n")
+        if jump:
+            yield body
+
+
+@multiplies
+@pytest.mark.parametrize("environment", [{}, AVX2] if WIDEST else [{}], ids=["widest", "avx2"][: 1 + WIDEST])
+def test_the_inner_loops_keep_their_sums_in_registers(environment: dict[str, str]) -> None:
+    done = python(environment, "-c", ASSEMBLY)
+    assert done.returncode == 0, done.stderr
+    inner = [loop for loop in loops(done.stdout) if loop.count("vfmadd") >= 8]
+    assert inner
+    assert not any("%rsp" in loop for loop in inner)
+    assert environment == {} or "zmm" not in done.stdout

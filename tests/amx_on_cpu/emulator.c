@@ -32,11 +32,10 @@ typedef struct {
   uint64_t address, stride;  // of a row from the last
 } Instruction;
 
-static uint64_t value_of(const greg_t* registers, int number) {
-  static const int places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-  return (uint64_t)registers[places[number]];
-}
+static const int places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                               REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+static uint64_t value_of(const greg_t* registers, int number) { return (uint64_t)registers[places[number]]; }
 
 static int64_t displacement(const uint8_t* at, int bytes) {
   int8_t one;
@@ -70,6 +69,15 @@ static int decode(const uint8_t* code, const greg_t* registers, Instruction* in)
   in->length += bytes;
   if (relative) in->address += (uint64_t)code + in->length;
   if (in->opcode == 0x49) in->address += in->stride;  // the index of a configuration's address is one as ever
+  return 1;
+}
+
+// lea disp(base), register: what mostly stands between them. Whether it was one, and then it is done.
+static int add(const uint8_t* code, greg_t* registers) {
+  const int mod = code[2] >> 6, base = (code[2] & 7) | (code[0] & 1) << 3, to = (code[2] >> 3 & 7) | (code[0] & 4) << 1;
+  if ((code[0] & 0xFA) != 0x48 || code[1] != 0x8D || (mod != 1 && mod != 2) || (code[2] & 7) == 4) return 0;
+  registers[places[to]] = registers[places[base]] + displacement(code + 3, mod == 1 ? 1 : 4);
+  registers[REG_RIP] += mod == 1 ? 4 : 7;
   return 1;
 }
 
@@ -170,7 +178,8 @@ static const char* multiply(const Instruction* in) {
     return "a product of tiles whose shapes do not fit";
   const unsigned before = _mm_getcsr();
   _mm_setcsr(0x9FC0);  // to nearest even, subnormal operands and results zero, no exceptions
-  (in->opcode == 0x5E ? dot_int8 : dot_bf16)(&tiles[c], &tiles[a], &tiles[b], config.rows[c], config.rows[b], config.colsb[c] / 4);
+  const int rows = config.rows[c], depth = config.rows[b], columns = config.colsb[c] / 4;
+  (in->opcode == 0x5E ? dot_int8 : dot_bf16)(&tiles[c], &tiles[a], &tiles[b], rows, depth, columns);
   _mm_setcsr(before);
   return NULL;
 }
@@ -228,8 +237,11 @@ static void on_illegal(int number, siginfo_t* info, void* context) {
   greg_t* registers = ((ucontext_t*)context)->uc_mcontext.gregs;
   int done = 0;
   Instruction in;
-  // Those that follow at once are done too: a signal costs more than most of them.
-  while (info->si_code > 0 && decode((const uint8_t*)registers[REG_RIP], registers, &in)) {
+  // Those that follow are done too: a signal costs more than most of them.
+  while (info->si_code > 0) {
+    const uint8_t* code = (const uint8_t*)registers[REG_RIP];
+    if (done && add(code, registers)) continue;
+    if (!decode(code, registers, &in)) break;
     const char* wrong = execute(&in);
     if (wrong && done) return;  // it fails again, as the first
     if (wrong) {

@@ -1,6 +1,5 @@
 """Compile emulator.c, and say in which environment a process has its tiles."""
 
-import ctypes
 import functools
 import hashlib
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("emulator.c")
 CACHE = Path(tempfile.gettempdir()) / f"amx_on_cpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
-TILES = ("amx_tile", "amx_int8", "amx_bf16")
+TILES = ("amx-tile", "amx-int8", "amx-bf16")
 
 
 class EmulatorError(RuntimeError):
@@ -46,23 +45,31 @@ def host_features() -> dict[str, bool]:
 
 
 @functools.cache
-def reason_against() -> str | None:
-    """Why nothing can be emulated here, in words; None where it can."""
+def reason_against_compiling() -> str | None:
+    """Why no AMX instruction can be written here, in words; None where they can."""
     if not (sys.platform == "linux" and platform.machine() == "x86_64"):
-        return f"AMX is emulated on x86-64 Linux, this is {platform.system()} on {platform.machine()}"
-    if not {"avx2", "fma"} <= {name for name, there in host_features().items() if there}:
-        return "the emulator needs AVX2 and FMA"
+        return f"AMX is for x86-64, and emulated on Linux; this is {platform.system()} on {platform.machine()}"
     try:
-        ctypes.CDLL(str(compiled("tdpbf16ps %tmm0, %tmm1, %tmm2", "assembler")))
-        library()
+        compiled("tdpbf16ps %tmm0, %tmm1, %tmm2", "assembler")
     except (OSError, EmulatorError) as error:
         return f"no C compiler that knows AMX: {error}"
     return None
 
 
-def flags(**changes: bool) -> str:
-    """NUMBA_CPU_FEATURES: what this machine has, changed; `amx_tile` stands for amx-tile."""
-    names = host_features() | {name.replace("_", "-"): there for name, there in changes.items()}
+@functools.cache
+def reason_against() -> str | None:
+    """Why nothing can be emulated here, in words; None where it can."""
+    features = {name for name, there in host_features().items() if there}
+    if "amx-tile" in features:
+        return "the CPU has AMX"
+    if not {"avx2", "fma"} <= features:
+        return "the emulator needs AVX2 and FMA"
+    return reason_against_compiling()
+
+
+def flags(changes: dict[str, bool]) -> str:
+    """NUMBA_CPU_FEATURES: what this machine has, changed."""
+    names = host_features() | changes
     return ",".join(("+" if there else "-") + name for name, there in sorted(names.items()))
 
 
@@ -70,5 +77,5 @@ def environment() -> dict[str, str]:
     """What a process needs to have tiles, its compiled code included."""
     preload = " ".join(filter(None, (str(library()), os.environ.get("LD_PRELOAD"))))
     # Not this CPU's name: LLVM renames registers after it has placed them for some CPUs (znver4), tiles in use among them.
-    compiler = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": flags(**dict.fromkeys(TILES, True))}
+    compiler = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": flags(dict.fromkeys(TILES, True))}
     return {"LD_PRELOAD": preload} | compiler
