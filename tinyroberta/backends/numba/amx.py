@@ -32,7 +32,7 @@ def missing() -> str | None:
     """What keeps this process from the tiles, in words; None where nothing does, and then they are switched on."""
     if not (X86 and sys.platform == "linux"):
         return f"tiles need Linux on x86-64, this is {platform.system()} on {platform.machine()}"
-    if not {"amx-tile", "amx-int8", "amx-bf16", "avx512f", "avx512bw"} <= FEATURES:
+    if not {"amx-tile", "amx-int8", "amx-bf16"} <= FEATURES:
         return "the CPU has no AMX"
     try:
         refused = ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)

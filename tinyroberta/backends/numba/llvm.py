@@ -8,11 +8,14 @@ import itertools
 
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
+# What Numba compiles for: this machine, or what NUMBA_CPU_FEATURES says.
+_flags = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+FEATURES = {flag[1:] for flag in _flags.split(",") if flag.startswith("+")}
 X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
 
