@@ -81,7 +81,7 @@ def test_tiles_equal_the_definition_of_sliced_products(tokens: int, cut: tuple[i
         x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into)))
         x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
         x[0] = 0
-        held = slices.pack_weights(weight, cut[0])
+        held = slices.pack_weights([weight], cut[0])
         y = gemm.tile_product(norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
 

@@ -140,18 +140,21 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             release(x)
         return y
 
-    def pack(weight: Array, cut: tuple[int, int]) -> Any:
-        deepest = slices.DEEPEST
-        if path == "amx" and weight.shape[1] > deepest:
-            return [pack(weight[:, at : at + deepest], cut) for at in range(0, weight.shape[1], deepest)]
-        shape, held = weight.shape, single(weight)
+    def pack(parts: list[Array], cut: tuple[int, int]) -> Any:
+        """The weight whose rows are those of `parts`, one after another."""
+        (each, into), deepest = parts[0].shape, slices.DEEPEST
+        if path == "amx" and into > deepest:
+            return [pack([part[:, at : at + deepest] for part in parts], cut) for at in range(0, into, deepest)]
+        held, scales = [single(part) for part in parts], None
         if path == "amx":
             panels, scales = slices.pack_weights(held, cut[0])
-            packed = Weight(path, panels, scales, cut, shape)
+        elif path == "fma":
+            panels = gemm.pack_panels(held)
         else:
-            packed = Weight(path, gemm.pack_panels(held) if path == "fma" else held, None, cut, shape)
-        release(weight)
-        return packed
+            panels = np.concatenate(held) if len(held) > 1 else held[0]
+        for part in parts:
+            release(part)
+        return Weight(path, panels, scales, cut, (each * len(parts), into))
 
     def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
         if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
@@ -162,7 +165,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             branch, folded = _fold(branch, names[-1])
         if names[-2:] == ("attention", "self"):
             parts = [branch[part] for part in ("query", "key", "value")]
-            weight, bias = (np.concatenate([single(part[leaf]) for part in parts]) for leaf in ("weight", "bias"))
+            weight, bias = [part["weight"] for part in parts], np.concatenate([single(part["bias"]) for part in parts])
             rest = {key: visit(value, (*names, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
             return {"qkv": {"weight": pack(weight, cuts[folded]), "bias": bias}} | rest
         if set(branch) != {"weight", "bias"}:
@@ -170,7 +173,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         weight = branch["weight"]
         if weight.ndim == 2:
             second = names[-2:] == ("output", "dense") and "attention" not in names[-3]
-            return {"weight": pack(weight, cuts[second or folded]), "bias": single(branch["bias"])}
+            return {"weight": pack([weight], cuts[second or folded]), "bias": single(branch["bias"])}
         fuses = path == "amx" and names[-2:] in READ_BY_PRODUCTS and len(weight) <= slices.DEEPEST
         weight = single(weight)
         return {"weight": Gain(weight, cuts[0][0]) if fuses else weight, "bias": single(branch["bias"])}

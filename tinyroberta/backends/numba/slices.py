@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray, njit
 
 from .llvm import bits_of, bytes_, float_of, floats, halves, integers, words
-from .threads import Kernel, aligned, parallel
+from .threads import Kernel, address, aligned, parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
@@ -94,7 +94,8 @@ def write_row(x, slices, block, steps, row):
 def _pack_weights(arguments, block, worker):
     """A block is a panel: 32 rows of the weight, cut, then 4-byte groups transposed within each tile."""
     given = carray(words(arguments), 8)
-    weight, O, K, slices, steps, panels, scales = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
+    each, O, K, slices, steps, panels, scales = given[1], given[2], given[3], given[4], given[5], given[6], given[7]
+    parts = carray(words(given[0]), O // each)
     unit = 32 if slices == 1 else 64
     row = np.zeros(steps * unit, np.float32)
     size = steps * slices * 1024
@@ -104,7 +105,7 @@ def _pack_weights(arguments, block, worker):
     for c in range(32):
         o = block * 32 + c
         if o < O:
-            source = carray(floats(weight + o * K * 4), K)
+            source = carray(floats(parts[o // each] + o % each * K * 4), K)
             for j in range(K):
                 row[j] = source[j]
         else:
@@ -120,11 +121,11 @@ def _pack_weights(arguments, block, worker):
                     target[r, c] = source[c, r]
 
 
-def pack_weights(weight, slices):  # (O, K) float32 -> panels, (O/32 * 32,) scales
-    """A weight as panels of slices (1: bf16)."""
-    O, K = weight.shape
-    steps = -(-K // (32 if slices == 1 else 64))
+def pack_weights(parts, slices):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
+    """A weight, given in parts of the same shape, as panels of slices (1: bf16)."""
+    (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
+    O, steps = each * len(parts), -(-K // (32 if slices == 1 else 64))
     count = -(-O // PANEL)
     panels, scales = aligned((count, steps, slices, 2048), np.int8), aligned((count * PANEL,), np.float32)
-    parallel(_pack_weights, count, weight, O, K, slices, steps, panels, scales, 0)
+    parallel(_pack_weights, count, places, each, O, K, slices, steps, panels, scales)
     return panels, scales
