@@ -19,7 +19,7 @@ from test_numpy_backend import exact_activation, exact_attention
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Sequences, Settings
+from tinyroberta.backends import Sequences, Settings, bitwise
 from tinyroberta.backends import numpy as reference
 from tinyroberta.config import ACTIVATIONS
 
@@ -187,7 +187,7 @@ def test_weights_that_are_halves_take_half_the_bytes_and_give_the_same_bits(
 @pytest.mark.usefixtures("path")
 def test_linear_of_a_very_wide_row(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng()
-    monkeypatch.setattr(slices, "DEEPEST", 128)
+    monkeypatch.setattr(bitwise, "DEEPEST", 128)
     x, weight, bias, residual = (random.standard_normal(s, dtype=np.float32) for s in ((7, 300), (33, 300), 33, (7, 33)))
     y = ops.linear(x, prepared(weight), bias, activation="relu", residual=residual)
     exact = np.maximum(x.astype(float) @ weight.T.astype(float) + bias, 0) + residual
@@ -437,8 +437,6 @@ def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tinyroberta.RobertaPreLayerNormModel
     with pytest.raises(Error, match="float64"):
         model(CONFIG, backend="numba", dtype="float64")
-    with pytest.raises(Error, match="reproducible"):
-        model(CONFIG, backend="numba", reproducible=True)
     with pytest.raises(Error, match="Python function"):
         model(dataclasses.replace(CONFIG, hidden_act=np.tanh), backend="numba")(np.array([[5]]))
     monkeypatch.setenv("TINYROBERTA_CPU", "abacus")

@@ -202,7 +202,15 @@ def relative_bias(q: Array, k: Array, call: Call, heads: int, table: Array) -> A
     Sq, Sk = q.shape[2], k.shape[2]
     distance = np.arange(Sk - Sq, Sk)[:, None] - np.arange(Sk)
     vectors = table[distance + len(table) // 2]  # (Sq, Sk, d)
-    bias = np.einsum("bhld,lrd->bhlr", q, vectors)
+    bias = dots(q[:, :, :, None], vectors)
     if call.position_embedding_type == "relative_key_query":
-        bias = bias + np.einsum("bhrd,lrd->bhlr", k, vectors)
+        bias = bias + dots(k[:, :, None], vectors)
     return bias / math.sqrt(d)
+
+
+def dots(x: Array, y: Array) -> Array:  # (..., d) x2 -> (...)
+    """Sums of products over the last axis, from first to last, so that their bits are the same everywhere."""
+    total = x[..., 0] * y[..., 0]
+    for c in range(1, x.shape[-1]):
+        total = total + x[..., c] * y[..., c]
+    return total

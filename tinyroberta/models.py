@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, load_backend
+from .backends import DEFAULT, DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
@@ -100,8 +100,8 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
-        ops, self.settings = settings_of(**running)
-        self.backend = ops.__name__.rpartition(".")[2]
+        _, self.settings = settings_of(**running)
+        self.backend = running.get("backend") or DEFAULT
         self._check_config(config)
         if tensors is None:
             tensors = surgery.new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
@@ -139,7 +139,7 @@ class RobertaPreLayerNormPreTrainedModel:
     @property
     def ops(self) -> Backend:
         """The backend's functions."""
-        return load_backend(self.backend)
+        return load_backend(self.backend, self.settings.reproducible)
 
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
@@ -805,4 +805,4 @@ def settings_of(
             raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
-    return load_backend(backend), Settings(dtype, matmul_precision, threads, bool(reproducible))
+    return load_backend(backend, reproducible), Settings(dtype, matmul_precision, threads, bool(reproducible))

@@ -15,6 +15,8 @@ Array = Any
 Activation = str | Callable[[Any], Any]
 
 BACKENDS = ("numpy", "numba", "cupy")
+DEFAULT = "numpy"
+REPRODUCIBLE = {"numpy": "bitwise", "numba": "numba.reproducible"}  # the same bits on every machine; cupy refuses by itself
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -41,7 +43,7 @@ class Sequences(NamedTuple):
 
 
 class Backend(Protocol):
-    """The op contract; backends/numpy.py says what each op means."""
+    """The op contract; backends/numpy.py says what each op means, backends/bitwise.py in which order it is rounded."""
 
     __name__: str
 
@@ -71,14 +73,14 @@ class Backend(Protocol):
     def recorded(self, compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]: ...
 
 
-def load_backend(name: str | None = None) -> Backend:
+def load_backend(name: str | None = None, reproducible: bool = False) -> Backend:
     """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not installed."""
-    if name is None:
-        name = "numpy"
+    name = name or DEFAULT
     if name not in BACKENDS:
         raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
+    module = REPRODUCIBLE.get(name, name) if reproducible else name
     try:
-        return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+        return cast(Backend, importlib.import_module(f"{__name__}.{module}"))
     except ImportError as error:
         if name == "numpy" or (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
             raise

@@ -65,6 +65,22 @@ def attention(
 
     k and v may also be a cache, (B, H, capacity, d). bias and head_mask broadcast to (B, H, Sq, Sk).
     """
+    return attend(np.matmul, softmax, q, k, v, sequences, heads, bias, head_mask, probs)
+
+
+def attend(
+    product: Callable[[Array, Array], Array],
+    softmax: Callable[[Array], Array],
+    q: Array,
+    k: Array,
+    v: Array,
+    sequences: Sequences,
+    heads: int,
+    bias: Array | None,
+    head_mask: Array | None,
+    probs: bool,
+) -> tuple[Array, list[Array] | None]:
+    """Attention by a way to multiply, (H, I, K) by (H, K, J), and a softmax over the last axis."""
     out = np.empty_like(q)
     d = q.shape[1] // heads
     probabilities: list[Array] = []
@@ -74,10 +90,9 @@ def attention(
 
     starts = zip(sequences.query_start[:-1], sequences.query_start[1:], sequences.key_start, sequences.key_length, strict=True)
     for b, (start, end, key, length) in enumerate(starts):
-        queries = by_head(q[start:end])
+        queries = by_head(q[start:end] * (1 / math.sqrt(d)))
         keys, values = (by_head(x[key : key + length]) if x.ndim == 2 else x[b, :, key : key + length] for x in (k, v))
-        scores = queries @ keys.transpose(0, 2, 1)
-        scores /= math.sqrt(d)
+        scores = product(queries, keys.transpose(0, 2, 1))
         if bias is not None:
             scores += bias[b if len(bias) > 1 else 0]
         if sequences.causal:
@@ -86,7 +101,7 @@ def attention(
         p = softmax(scores)
         if head_mask is not None:
             p *= head_mask[b if len(head_mask) > 1 else 0]
-        out[start:end] = (p @ values).transpose(1, 0, 2).reshape(end - start, heads * d)
+        out[start:end] = product(p, values).transpose(1, 0, 2).reshape(end - start, heads * d)
         if probs:
             probabilities.append(p)
     return out, probabilities if probs else None
@@ -196,8 +211,6 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     What is copied lets go of the file it was mapped from, so that no more than one copy is in memory.
     """
-    if settings.reproducible:
-        raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
     if settings.threads is not None:
         _threadpoolctl()
     dtype = np.dtype(settings.dtype)

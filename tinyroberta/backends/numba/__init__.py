@@ -7,13 +7,14 @@ batch, any order and with any number of threads; on blas that is up to BLAS.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import Error
-from ...weights.files import release
-from .. import Activation, Sequences, Settings
+from .. import Activation, Sequences, Settings, bitwise
+from ..bitwise import single
 from . import attention as _attention
 from . import elementwise, gemm, norm, slices
 from .paths import chosen_path, describe, unit_of
@@ -36,10 +37,6 @@ __all__ = [
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# How many slices a weight and its operand are cut into, and how many diagonals of their products are kept: for most weights, and
-# for a feed-forward's second, whose operand has the activation's heavy tail. One slice is bf16.
-CUTS = {"highest": ((3, 3), (3, 4)), "high": ((2, 2), (2, 3)), "medium": ((1, 1), (1, 1))}
-
 
 class Weight(NamedTuple):
     """A dense layer's weight (O, K) as a unit of gemm.py reads it."""
@@ -49,6 +46,9 @@ class Weight(NamedTuple):
     scales: Array | None
     cut: tuple[int, int]  # slices and diagonals
     shape: tuple[int, int]
+
+
+CUTS = bitwise.CUTS | {"medium": ((1, 1), (1, 1))}  # one slice is bf16
 
 
 class Gain(NamedTuple):
@@ -79,13 +79,16 @@ def linear(
     name = _name(activation)
     if isinstance(weight, list):
         return _in_pieces(x, weight, bias, name, residual)
-    if weight.unit in gemm.CUT_PRODUCTS:
+    if weight.unit in SLICED:
         x = x if isinstance(x, norm.Cut) else norm.cut(x, weight.cut[0])
-        return gemm.cut_product(
-            weight.unit, x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual
-        )
+        return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual)
     product = gemm.fma_product if weight.unit == "fma" else gemm.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
+
+
+SLICED = {unit: partial(gemm.cut_product, unit) for unit in gemm.CUT_PRODUCTS} | {
+    "digits": gemm.digit_product
+}  # equal to the bit
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
@@ -125,99 +128,32 @@ def _name(activation: Activation | None) -> str | None:
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The weights packed for this machine, each layer's query, key and value joined as `qkv`.
-
-    Raises Error on float64 and on reproducible=True.
-    """
-    if settings.dtype != "float32":
+    """The weights packed for this machine, each layer's query, key and value joined as `qkv`; raises Error on float64."""
+    exact = settings.reproducible
+    if exact:
+        bitwise.check(settings)
+    elif settings.dtype != "float32":
         raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
-    if settings.reproducible:
-        raise Error("reproducible=True is not in this version: the same bits on every machine are not promised yet")
-    unit, precision = unit_of(chosen_path(), settings.matmul_precision)
-    cuts, cutting = CUTS[precision], unit in gemm.CUT_PRODUCTS
-    converted: dict[int, Array] = {}
+    unit, precision = unit_of(chosen_path(), settings.matmul_precision, exact)
+    cuts = (bitwise.CUTS if exact else CUTS)[precision]
 
-    def single(x: Array) -> Array:
-        y = np.ascontiguousarray(x, np.float32)
-        if y is not x:
-            release(x)
-        return y
-
-    def pack(parts: list[Array], cut: tuple[int, int]) -> Any:
-        """The weight whose rows are those of `parts`, one after another."""
-        (each, into), deepest = parts[0].shape, slices.DEEPEST
-        if cutting and into > deepest:
-            return [pack([part[:, at : at + deepest] for part in parts], cut) for at in range(0, into, deepest)]
-        held, scales = [single(part) for part in parts], None
-        if cutting:
-            panels, scales = slices.pack_weights(held, cut[0])
-        elif unit == "fma":
-            panels = gemm.pack_panels(held)
-        else:
-            panels = np.concatenate(held) if len(held) > 1 else held[0]
-        for part in parts:
-            release(part)
+    def sliced(parts: list[Array], cut: tuple[int, int]) -> Any:
+        (each, into), deepest = parts[0].shape, bitwise.DEEPEST
+        if into > deepest:
+            return [sliced([single(part[:, at : at + deepest]) for part in parts], cut) for at in range(0, into, deepest)]
+        panels, scales = slices.pack_weights(parts, cut[0])
         return Weight(unit, panels, scales, cut, (each * len(parts), into))
 
-    def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
-        if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
-            if id(branch) not in converted:
-                converted[id(branch)] = single(branch)
-            return converted[id(branch)]
-        if names[-1] in READERS and cutting and precision != "medium":
-            branch, folded = _fold(branch, names[-1])
-        if names[-2:] == ("attention", "self"):
-            parts = [branch[part] for part in ("query", "key", "value")]
-            weights, bias = [part["weight"] for part in parts], np.concatenate([single(part["bias"]) for part in parts])
-            rest = {key: visit(value, (*names, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": {"weight": pack(weights, cuts[folded]), "bias": bias}} | rest
-        if set(branch) != {"weight", "bias"}:
-            return {key: visit(value, (*names, key), folded) for key, value in branch.items()}
-        weight = branch["weight"]
-        if weight.ndim == 2:
-            second = names[-2:] == ("output", "dense") and "attention" not in names[-3]
-            return {"weight": pack([weight], cuts[second or folded]), "bias": single(branch["bias"])}
-        fuses = cutting and names[-2:] in READ_BY_PRODUCTS and len(weight) <= slices.DEEPEST
-        weight = single(weight)
-        return {"weight": Gain(weight, cuts[0][0]) if fuses else weight, "bias": single(branch["bias"])}
+    def whole(parts: list[Array], cut: tuple[int, int]) -> Weight:
+        weight = gemm.pack_panels(parts) if unit == "fma" else np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return Weight(unit, weight, None, cut, (len(parts) * len(parts[0]), parts[0].shape[1]))
 
-    return dict(visit(tree, ("", "", "")))
+    def gain(weight: Array) -> Any:
+        return Gain(weight, cuts[0][0]) if len(weight) <= bitwise.DEEPEST else weight
 
-
-# Which weights read the norm of a branch, and nothing else.
-READERS = {
-    "attention": ("LayerNorm", ("self.query", "self.key", "self.value")),
-    "crossattention": ("LayerNorm", ("self.query",)),
-    "intermediate": ("LayerNorm", ("dense",)),
-    "lm_head": ("layer_norm", ("decoder",)),
-}
-READ_BY_PRODUCTS = tuple((branch, norm) for branch, (norm, _) in READERS.items())
-
-
-def _fold(branch: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
-    """Move a norm's gains and shifts into the weights that read it, where they would make its rows' digits coarse.
-
-    W (g x + b) + c = (W g) x + (W b + c). A row's digits are relative to its largest number, so a channel that is far larger than
-    the rest takes digits from them all; in a weight it does so too, but there eight products make up for it.
-    """
-    norm_name, readers = READERS[name]
-    if norm_name not in branch:
-        return branch, False
-    gain, shift = (np.asarray(branch[norm_name][leaf], np.float64) for leaf in ("weight", "bias"))
-    sizes = np.square(gain) + np.square(shift)
-    if not np.isfinite(sizes).all() or sizes.max() <= FOLD_ABOVE**2 * sizes.mean():
-        return branch, False
-    branch = {key: dict(value) if isinstance(value, dict) else value for key, value in branch.items()}
-    branch[norm_name] = {"weight": np.ones(len(gain), np.float32), "bias": np.zeros(len(gain), np.float32)}
-    for reader in readers:
-        *above, last = reader.split(".")
-        parent = branch[above[0]] if above else branch
-        weight = np.asarray(parent[last]["weight"], np.float64)
-        parent[last] = {"weight": (weight * gain).astype(np.float32), "bias": parent[last]["bias"] + weight @ shift}
-    return branch, True
-
-
-FOLD_ABOVE = 4.0  # times the root mean square
+    if unit in SLICED:
+        return bitwise.arrange(tree, cuts, sliced, gain, folds=exact or precision != "medium")
+    return bitwise.arrange(tree, cuts, whole, folds=False)
 
 
 def asarray(x: Any) -> Array:
@@ -244,7 +180,7 @@ def running(settings: Settings) -> Iterator[None]:
 
 def warmup() -> None:
     """Compile every kernel that this machine's path takes at any precision, or read it from the cache."""
-    used = {unit_of(chosen_path(), precision) for precision in CUTS}
+    used = {unit_of(chosen_path(), precision) for precision in CUTS} | {(unit_of(chosen_path(), "high", True)[0], "high")}
     here = [gemm.CUT_PRODUCTS[unit][precision != "medium"] for unit, precision in used if unit in gemm.CUT_PRODUCTS]
     for kernel in Kernel.every:
         if kernel in here or not any(kernel in kernels for kernels in gemm.CUT_PRODUCTS.values()):

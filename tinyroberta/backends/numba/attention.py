@@ -9,18 +9,24 @@ Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. Probabilit
 """
 
 import math
+from types import FunctionType
 
 import numpy as np
 from numba import carray, njit
 
 from .elementwise import exp
-from .gemm import multiply
-from .llvm import float_of, floats, most_of_columns, words
+from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
+from .llvm import float_of, floats, fma_block, most_of_columns, words
 from .threads import Kernel, aligned, parallel, thread_limit
 
 QUERIES = 32
 GIVEN = 44
 BIAS, HEAD_MASK = 24, 32  # where their address and four strides stand
+
+# The product of gemm.py over blocks that round every product and every sum, as backends/bitwise.py.
+fma_rows, fma_row = fma_block(ROWS, VECTORS, fused=False), fma_block(1, VECTORS, fused=False)
+fma_rows_16, fma_row_16 = fma_block(ROWS, 1, fused=False), fma_block(1, 1, fused=False)
+multiply_in_order = njit(error_model="numpy")(FunctionType(multiply_by_blocks.__code__, globals()))
 
 
 @njit(error_model="numpy")
@@ -29,10 +35,10 @@ def soften(p, most, sums):  # (Sk, 32) scores -> probabilities, in place; most: 
     part = np.zeros(QUERIES, np.float32)
     for i in range(QUERIES):
         sums[i] = np.float32(0)
-    for start in range(0, Sk, 256):
+    for start in range(0, Sk, DEPTH):
         for i in range(QUERIES):
             part[i] = np.float32(0)
-        for j in range(start, min(start + 256, Sk)):
+        for j in range(start, min(start + DEPTH, Sk)):
             row = p[j]
             for i in range(QUERIES):
                 e = exp(row[i] - most[i])
@@ -54,8 +60,9 @@ def place_of(g, mask, b, h, i, j):
     return g[mask] + (b * g[mask + 1] + h * g[mask + 2] + i * g[mask + 3] + j * g[mask + 4]) * 4
 
 
-@Kernel
-def _attention(arguments, block, worker):
+@njit(error_model="numpy")
+def attend(arguments, block, worker, in_order):
+    """in_order is None or not when this is compiled: only one way to multiply is in the code."""
     g = carray(words(arguments), GIVEN)
     table, heads, d, causal = g[0], g[1], g[2], g[3]
     b, h, first = carray(words(table + block * 24), 3)
@@ -86,7 +93,10 @@ def _attention(arguments, block, worker):
     for i in range(seen * QUERIES):
         everything[i] = np.float32(0)
     k_at = g[12] + (b * g[13] + h * g[14] + key * g[15]) * 4
-    multiply(p_at, QUERIES, seen, QUERIES, k_at, g[15], 1, q_at, QUERIES, d)
+    if in_order is None:
+        multiply(p_at, QUERIES, seen, QUERIES, k_at, g[15], 1, q_at, QUERIES, d)
+    else:
+        multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, g[15], 1, q_at, QUERIES, d)
 
     if g[BIAS]:
         for j in range(seen):
@@ -125,11 +135,24 @@ def _attention(arguments, block, worker):
             for c in range(d, padded):
                 row[c] = np.float32(0)
         values, value_row = v_at, padded
-    multiply(y_at, padded, n, padded, p_at, 1, QUERIES, values, value_row, seen)
+    if in_order is None:
+        multiply(y_at, padded, n, padded, p_at, 1, QUERIES, values, value_row, seen)
+    else:
+        multiply_in_order(y_at, padded, n, padded, p_at, 1, QUERIES, values, value_row, seen)
     for i in range(n):
         out, row = carray(floats(g[21] + ((start + first + i) * heads * d + h * d) * 4), d), y[i]
         for c in range(d):
             out[c] = row[c]
+
+
+@Kernel
+def _attention(arguments, block, worker):
+    attend(arguments, block, worker, None)
+
+
+@Kernel
+def _attention_in_order(arguments, block, worker):
+    attend(arguments, block, worker, True)
 
 
 def _spread(x):
@@ -148,8 +171,8 @@ def _places(x, d):
     return [x, 0, d, x.strides[0] // 4]
 
 
-def attention(q, k, v, sequences, heads, bias, head_mask, probs):
-    """(Tq, D), (Tk, D) x2 -> (Tq, D), and B x (H, Sq, Sk) if asked."""
+def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):
+    """(Tq, D), (Tk, D) x2 -> (Tq, D), and B x (H, Sq, Sk) if asked; not fused: to the bit as backends/bitwise.py."""
     Tq, D = q.shape
     d = D // heads
     q = q if q.dtype == np.float32 and q.strides[1] == 4 else np.ascontiguousarray(q, np.float32)
@@ -171,5 +194,5 @@ def attention(q, k, v, sequences, heads, bias, head_mask, probs):
     values = [table, heads, d, int(sequences.causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // 4]
     values += [*_places(k, d), where, *_places(v, d), out]
     values += [0] * (BIAS - len(values)) + _spread(bias) + [0] * (HEAD_MASK - BIAS - 5) + _spread(head_mask)
-    parallel(_attention, len(table), *values, *[0] * (GIVEN - len(values)))
+    parallel(_attention if fused else _attention_in_order, len(table), *values, *[0] * (GIVEN - len(values)))
     return out, kept

@@ -15,6 +15,7 @@ where in a block it stands.
 import numpy as np
 from numba import carray, njit
 
+from .. import bitwise
 from . import amx
 from .elementwise import CODES, NONE, activate
 from .llvm import (
@@ -327,8 +328,7 @@ fma_rows_16, fma_row_16 = fma_block(ROWS, 1), fma_block(1, 1)
 DEPTH = 256  # products that one register sums
 
 
-@njit(error_model="numpy")
-def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
+def multiply_by_blocks(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
     """C (rows, columns) += A (rows, depth) B (depth, columns), columns a multiple of 16; strides in floats."""
     for k in range(0, depth, DEPTH):
         some = min(DEPTH, depth - k)
@@ -348,6 +348,8 @@ def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
                 else:
                     fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
 
+
+multiply = njit(error_model="numpy")(multiply_by_blocks)
 
 KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers; NumPy holds bfloat16 as uint16
 
@@ -508,11 +510,24 @@ def _finish(arguments, block, worker):
 
 def blas_product(x, weight, O, bias, activation, residual):
     """(T, K), (O, K) float32 -> (T, O), by NumPy's BLAS."""
-    y = np.matmul(x, weight.T, dtype=np.float32)
+    return _finished(np.matmul(x, weight.T, dtype=np.float32), bias, activation, residual)
+
+
+def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
+    """As tile_product, its digits multiplied by NumPy's BLAS: exact too, so equal to the bit, and slow."""
+    slices = x.slices
+    rows = x.blocks.transpose(2, 0, 3, 1, 4).reshape(slices, len(x.scales), -1)
+    columns = weight.reshape(*weight.shape[:3], 2, 16, 16, 4).transpose(2, 0, 3, 5, 1, 4, 6).reshape(slices, len(scales), -1)
+    y = bitwise.sliced_product(rows[:, : x.shape[0]], x.scales[: x.shape[0]], columns[:, :O], scales[:O], diagonals)
+    return _finished(y, bias, activation, residual)
+
+
+def _finished(y, bias, activation, residual):
+    """Bias, activation and residual, in place."""
     kind, stride = CODES[activation or "linear"], 0
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
         stride = residual.strides[0] // 4
     activate_at = _activate_block.address if kind != NONE else 0
-    parallel(_finish, -(-len(y) // 16), y, bias, residual, stride, len(y), O, kind, activate_at)
+    parallel(_finish, -(-len(y) // 16), y, bias, residual, stride, len(y), y.shape[1], kind, activate_at)
     return y

@@ -1,4 +1,4 @@
-"""What Numba has no name for, as LLVM instructions: pointers, atomics, exact fused multiply-add, calls by address, vectors.
+"""What Numba has no name for, as LLVM instructions: pointers, atomics, calls by address, vectors.
 
 Kernels are C functions kernel(arguments, block, worker): `arguments` is the address of int64 numbers, which are addresses and
 shapes. So that any thread can run any kernel, and a kernel is compiled once.
@@ -44,19 +44,6 @@ floats, integers, bytes_, words = (
     )
 )
 halves = pointer_to(types.uint16, "halves")
-
-
-@intrinsic
-def fma(typingctx, a, b, c):
-    """a b + c in float32, rounded once where the machine has the instruction, twice elsewhere."""
-
-    def codegen(context, builder, signature, args):
-        if FUSED:
-            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
-            return builder.call(function, args)
-        return builder.fadd(builder.fmul(args[0], args[1]), args[2])
-
-    return types.float32(types.float32, types.float32, types.float32), codegen
 
 
 @intrinsic
@@ -259,6 +246,34 @@ def most_of_columns(typingctx, x, rows, out):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def sum_lanes(squares):
+    """An intrinsic: the sum of `count` float32 at an address, or of their squares, as `total` in backends/bitwise.py orders it.
+
+    Zeros must fill the last 64.
+    """
+    wide = ir.VectorType(F32, 64)
+
+    @intrinsic
+    def total(typingctx, x, count):
+        def codegen(context, builder, signature, args):
+            sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * 64))
+            steps = builder.sdiv(builder.add(args[1], I64(63)), I64(64))
+            with cgutils.for_range(builder, steps, intp=I64) as loop:
+                lanes = _lanes(builder, builder.add(args[0], builder.mul(loop.index, I64(256))), wide)
+                lanes = builder.fmul(lanes, lanes) if squares else lanes
+                builder.store(builder.fadd(builder.load(sums), lanes), sums)
+            left, width = builder.load(sums), 32
+            while width:
+                halves = [ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))) for start in (0, width)]
+                left = builder.fadd(*(builder.shuffle_vector(left, left, half) for half in halves))
+                width //= 2
+            return builder.extract_element(left, I32(0))
+
+        return types.float32(types.int64, types.int64), codegen
+
+    return total
+
+
 def _widened(builder, address, kind):
     """16 float32 from an address: as they are, or from 16 bf16 or f16."""
     if kind == "float32":
@@ -269,11 +284,11 @@ def _widened(builder, address, kind):
     return builder.bitcast(builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * 16)), LANES)
 
 
-def fma_block(rows, vectors, kind="float32"):
+def fma_block(rows, vectors, kind="float32", fused=FUSED):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
     Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
-    those. A row's bits do not depend on `rows` or `vectors`.
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once.
     """
     size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
@@ -301,7 +316,7 @@ def fma_block(rows, vectors, kind="float32"):
                     spread = _spread(builder, builder.load(pointer, align=4))
                     for v in range(vectors):
                         old = builder.load(sums[r][v])
-                        if FUSED:
+                        if fused:
                             function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(LANES, [LANES] * 3), name)
                             new = builder.call(function, [spread, loaded[v], old])
                         else:

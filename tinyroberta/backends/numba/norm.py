@@ -1,8 +1,8 @@
 """Rows to rows: layer norm, and cutting what comes out for the product that reads it.
 
 A block is 16 rows, (16, D) float32, each read once from memory: two passes over it in the first-level cache give mean and
-variance (Ba et al. 2016), a third the result, as float32 or as digits in tile layout (slices.py). Sums run in several lanes at
-once, in an order that depends on D alone.
+variance (Ba et al. 2016), a third the result, as float32 or as digits in tile layout (slices.py). Sums run in 64 lanes, in the
+order of backends/bitwise.py.
 """
 
 import math
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
-from .llvm import float_of, floats, words
+from .llvm import float_of, floats, sum_lanes, words
 from .slices import write_row
 from .threads import Kernel, aligned, parallel
 
@@ -40,21 +40,7 @@ class Cut:
         return Cut(blocks, scales, (len(each), K), self.slices)
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def total(x):  # (n,) -> the sum
-    sum = np.float32(0)
-    for j in range(len(x)):
-        sum += x[j]
-    return sum
-
-
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def total_of_squares(x, mean):  # sum of (x - mean)^2
-    sum = np.float32(0)
-    for j in range(len(x)):
-        centred = x[j] - mean
-        sum += centred * centred
-    return sum
+total, total_of_squares = sum_lanes(False), sum_lanes(True)
 
 
 @Kernel
@@ -64,24 +50,25 @@ def _rows(arguments, block, worker):
     x, stride, T, D, weight, bias, eps = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
     out, scales, slices, steps = given[7], given[8], given[9], given[10]
     unit = 32 if slices == 1 else 64
-    buffer = np.zeros(max(D, steps * unit), np.float32)
-    row = buffer[:D]
+    buffer = np.zeros(max((D + 63) // 64 * 64, steps * unit), np.float32)
+    row, whole = buffer[:D], buffer.ctypes.data
     small = float_of(np.int32(eps))
     for r in range(16):
         t = block * 16 + r
         if t < T:
             source = carray(floats(x + t * stride * 4), D)
             target = carray(floats(out + t * D * 4), D) if slices == 0 else row
+            for j in range(D):
+                row[j] = source[j]
             if weight:
                 gain, shift = carray(floats(weight), D), carray(floats(bias), D)
-                mean = total(source) / np.float32(D)
-                variance = total_of_squares(source, mean) / np.float32(D)
+                mean = total(whole, D) / np.float32(D)
+                for j in range(D):
+                    row[j] -= mean
+                variance = total_of_squares(whole, D) / np.float32(D)
                 inverse = np.float32(1) / np.float32(math.sqrt(variance + small))
                 for j in range(D):
-                    target[j] = (source[j] - mean) * inverse * gain[j] + shift[j]
-            else:
-                for j in range(D):
-                    target[j] = source[j]
+                    target[j] = row[j] * inverse * gain[j] + shift[j]
         else:
             for j in range(D):
                 row[j] = np.float32(0)

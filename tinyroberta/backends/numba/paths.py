@@ -46,8 +46,10 @@ def chosen_path() -> str:
     return asked
 
 
-def unit_of(path: str, precision: str) -> tuple[str, str]:
+def unit_of(path: str, precision: str, reproducible: bool = False) -> tuple[str, str]:
     """The unit of gemm.py that a path uses at a precision, and at which precision it does the products."""
+    if reproducible:  # sums of digits' products, which every unit gives alike
+        return {"amx": "tiles", "vnni": "dots"}.get(path, "digits"), precision
     if path == "vnni" and precision != "highest":
         return "dots", precision if BF16_DOTS else "high"
     return {"amx": "tiles", "vnni": "fma"}.get(path, path), precision

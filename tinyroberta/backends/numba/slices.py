@@ -24,7 +24,6 @@ TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
 NAN = np.float32(math.nan)
 PANEL = 32  # outputs a panel
-DEEPEST = 32768  # K up to which three products of digits add up in int32
 
 
 @njit(error_model="numpy")
