@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import Error
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
+from ..numpy import relative
 from . import attention as _attention
 from . import elementwise, gemm, norm, slices
 from .paths import chosen_path, describe
@@ -29,6 +30,7 @@ __all__ = [
     "linear",
     "prepare",
     "recorded",
+    "relative",
     "running",
     "to_numpy",
     "warmup",
