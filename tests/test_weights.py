@@ -430,7 +430,7 @@ def test_a_new_model_is_drawn_with_its_seed() -> None:
         {"threads": 0},
         {"threads": 1.5},
         {"backend": "abacus"},
-        {"reproducible": True},
+        {"reproducible": True, "dtype": "float64"},
     ],
     ids=str,
 )

@@ -94,7 +94,7 @@ def self_attention(
         k, v = past.extend(k, v, heads)
     bias = call.bias
     if "distance_embedding" in self:
-        relative = relative_bias(q, k, call, heads, self["distance_embedding"]["weight"])
+        relative = relative_bias(ops, q, k, call, heads, self["distance_embedding"]["weight"])
         bias = relative if bias is None else relative + bias
     context, probabilities = ops.attention(q, k, v, call.sequences, heads, bias, head_mask, call.probs)
     return ops.linear(context, **output["dense"], residual=x), probabilities
@@ -190,7 +190,9 @@ def thirds(qkv: Array) -> tuple[Array, Array, Array]:  # (T, 3 D) -> (T, D) x3
     return qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
 
 
-def relative_bias(q: Array, k: Array, call: Call, heads: int, table: Array) -> Array:  # (B Sq, D), keys -> (B, H, Sq, Sk)
+def relative_bias(
+    ops: Backend, q: Array, k: Array, call: Call, heads: int, table: Array
+) -> Array:  # (B Sq, D), keys -> (B, H, Sq, Sk)
     """Scores from how far a key is before its query: q (and k) against a vector for each distance.
 
     Shaw et al. 2018, Huang et al. 2020. Queries stand after the Sk - Sq keys of a cache. (transformers takes the last query's
@@ -202,15 +204,5 @@ def relative_bias(q: Array, k: Array, call: Call, heads: int, table: Array) -> A
     Sq, Sk = q.shape[2], k.shape[2]
     distance = np.arange(Sk - Sq, Sk)[:, None] - np.arange(Sk)
     vectors = table[distance + len(table) // 2]  # (Sq, Sk, d)
-    bias = dots(q[:, :, :, None], vectors)
-    if call.position_embedding_type == "relative_key_query":
-        bias = bias + dots(k[:, :, None], vectors)
-    return bias / math.sqrt(d)
-
-
-def dots(x: Array, y: Array) -> Array:  # (..., d) x2 -> (...)
-    """Sums of products over the last axis, from first to last, so that their bits are the same everywhere."""
-    total = x[..., 0] * y[..., 0]
-    for c in range(1, x.shape[-1]):
-        total = total + x[..., c] * y[..., c]
-    return total
+    both = call.position_embedding_type == "relative_key_query"
+    return ops.relative(q, k if both else None, vectors) / math.sqrt(d)

@@ -25,7 +25,19 @@ from ..weights.files import release
 from . import Activation, Sequences, Settings
 from .numpy import _threadpoolctl, asarray, attend, embed, recorded, running, to_numpy
 
-__all__ = ["activation", "asarray", "attention", "embed", "layer_norm", "linear", "prepare", "recorded", "running", "to_numpy"]
+__all__ = [
+    "activation",
+    "asarray",
+    "attention",
+    "embed",
+    "layer_norm",
+    "linear",
+    "prepare",
+    "recorded",
+    "relative",
+    "running",
+    "to_numpy",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -314,6 +326,20 @@ def attention(
     return attend(product, softmax, q, k, v, sequences, heads, bias, head_mask, probs)
 
 
+def relative(q: Array, k: Array | None, vectors: Array) -> Array:  # (B, H, Sq, d), (B, H, Sk, d), (Sq, Sk, d) -> (B, H, Sq, Sk)
+    """As the NumPy backend's, each sum from front to back."""
+    vectors = np.ascontiguousarray(np.moveaxis(vectors, -1, 0))
+    scores = np.zeros((*q.shape[:3], vectors.shape[2]), f)
+    for c, vector in enumerate(vectors):
+        scores += q[..., c, None] * vector
+    if k is not None:
+        others = np.zeros_like(scores)
+        for c, vector in enumerate(vectors):
+            others += k[:, :, None, :, c] * vector
+        scores += others
+    return scores
+
+
 # Dense layers.
 
 
@@ -325,7 +351,7 @@ class Weight(NamedTuple):
     kept: int  # diagonals
 
 
-@np.errstate(divide="ignore")
+@np.errstate(divide="ignore", over="ignore")
 def cut(x: Array, slices: int) -> tuple[Array, Array]:  # (T, K) -> (slices, T, K) int8, (T,)
     """Rows as whole numbers of `slices` signed digits in base 256, highest first, with the scales that make them rows again.
 

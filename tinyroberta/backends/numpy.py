@@ -115,6 +115,12 @@ def softmax(x: Array) -> Array:  # (..., S) -> same
     return x
 
 
+def relative(q: Array, k: Array | None, vectors: Array) -> Array:  # (B, H, Sq, d), (B, H, Sk, d), (Sq, Sk, d) -> (B, H, Sq, Sk)
+    """Each query, and where given each key, times the vector of their distance."""
+    scores: Array = np.einsum("bhld,lrd->bhlr", q, vectors)
+    return scores if k is None else scores + np.einsum("bhrd,lrd->bhlr", k, vectors)
+
+
 def activation(x: Array, name: Activation) -> Array:
     """One of transformers' ACT2FN by name, or any function of an array; raises Error where it changes the shape."""
     return _activate(x, name)

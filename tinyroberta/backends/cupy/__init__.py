@@ -23,6 +23,7 @@ import numpy as np
 
 from ...errors import Error
 from .. import Activation, Sequences, Settings
+from ..numpy import relative  # noqa: F401  (NumPy's einsum hands CuPy's arrays to CuPy)
 
 try:
     import cupy as cp

@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import Error
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
+from ..numpy import relative
 from . import attention as _attention
 from . import elementwise, gemm, norm, slices
 from .paths import chosen_path, describe, unit_of
@@ -30,6 +31,7 @@ __all__ = [
     "linear",
     "prepare",
     "recorded",
+    "relative",
     "running",
     "to_numpy",
     "warmup",

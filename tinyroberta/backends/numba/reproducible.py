@@ -4,10 +4,23 @@ Weights are prepared for products of digits, and attention rounds every product;
 """
 
 from .. import Sequences
+from ..bitwise import relative
 from . import Array, activation, asarray, embed, layer_norm, linear, prepare, recorded, running, to_numpy
 from .attention import attention as _attention
 
-__all__ = ["activation", "asarray", "attention", "embed", "layer_norm", "linear", "prepare", "recorded", "running", "to_numpy"]
+__all__ = [
+    "activation",
+    "asarray",
+    "attention",
+    "embed",
+    "layer_norm",
+    "linear",
+    "prepare",
+    "recorded",
+    "relative",
+    "running",
+    "to_numpy",
+]
 
 
 def attention(
