@@ -49,8 +49,9 @@ Past = Cache | Sequence[Sequence[Array]] | None
 class Running(TypedDict, total=False):
     """How a model is run: the same arguments for load, from_pretrained and a new model.
 
-    backend: its name, None for the default; dtype: "float32" or "float64"; matmul_precision: "highest", "high" or "medium";
-    threads: how many, None for all the process may use; reproducible: the same bits on every machine.
+    backend: its name, None for numba where that is installed and can run the model, else numpy; dtype: "float32" or "float64";
+    matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the same
+    bits on every machine.
     """
 
     backend: str | None
@@ -100,6 +101,8 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
+        if running.get("backend") is None and callable(config.hidden_act):
+            running["backend"] = "numpy"  # what Numba cannot compile NumPy can call
         ops, self.settings = settings_of(**running)
         self.backend = ops.__name__.rpartition(".")[2]
         self._check_config(config)
@@ -799,10 +802,15 @@ def settings_of(
     threads: int | None = None,
     reproducible: bool = False,
 ) -> tuple[Backend, Settings]:
-    """A backend and the settings for it; raises Error on a value that is none of the allowed ones."""
+    """A backend and the settings for it; raises Error on a value that is none of the allowed ones.
+
+    float64 is NumPy's alone, so it is the backend where none is named.
+    """
     for name, value, allowed in (("dtype", dtype, DTYPES), ("matmul_precision", matmul_precision, PRECISIONS)):
         if value not in allowed:
             raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
+    if backend is None and dtype == "float64":
+        backend = "numpy"
     return load_backend(backend), Settings(dtype, matmul_precision, threads, bool(reproducible))

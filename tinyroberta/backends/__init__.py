@@ -72,14 +72,20 @@ class Backend(Protocol):
 
 
 def load_backend(name: str | None = None) -> Backend:
-    """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not installed."""
+    """The backend of a name; for None numba, or numpy where Numba is not installed or does not work.
+
+    Raises Error on an unknown name and where what it needs is not there.
+    """
     if name is None:
-        name = "numpy"
+        try:
+            return load_backend("numba")
+        except Error:
+            name = "numpy"
     if name not in BACKENDS:
         raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
     try:
         return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
     except ImportError as error:
-        if name == "numpy" or (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
+        if name != "numba":
             raise
-        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]'") from error
+        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]' ({error})") from error

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import Error
+from ...progress import progress
 from ...weights.files import release
 from .. import Activation, Sequences, Settings
 from . import attention as _attention
-from . import elementwise, gemm, norm, slices
+from . import elementwise, gemm, norm, slices, threads
+from .compiled import keep_promises, warmup
 from .paths import chosen_path, describe
-from .threads import Kernel, limited
+from .threads import limited
 
 __all__ = [
     "activation",
@@ -145,7 +147,9 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         (each, into), deepest = parts[0].shape, slices.DEEPEST
         if path == "amx" and into > deepest:
             return [pack([part[:, at : at + deepest] for part in parts], cut) for at in range(0, into, deepest)]
-        held, scales = [single(part) for part in parts], None
+        held = [single(part) for part in parts]
+        panels: Array
+        scales = None
         if path == "amx":
             panels, scales = slices.pack_weights(held, cut[0])
         elif path == "fma":
@@ -153,7 +157,9 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         else:
             panels = np.concatenate(held) if len(held) > 1 else held[0]
         for part in parts:
-            release(part)
+            if part is not panels:
+                release(part)
+        told(4 * each * len(parts) * into)
         return Weight(path, panels, scales, cut, (each * len(parts), into))
 
     def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
@@ -165,9 +171,9 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             branch, folded = _fold(branch, names[-1])
         if names[-2:] == ("attention", "self"):
             parts = [branch[part] for part in ("query", "key", "value")]
-            weight, bias = [part["weight"] for part in parts], np.concatenate([single(part["bias"]) for part in parts])
+            bias = np.concatenate([single(part["bias"]) for part in parts])
             rest = {key: visit(value, (*names, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": {"weight": pack(weight, cuts[folded]), "bias": bias}} | rest
+            return {"qkv": {"weight": pack([part["weight"] for part in parts], cuts[folded]), "bias": bias}} | rest
         if set(branch) != {"weight", "bias"}:
             return {key: visit(value, (*names, key), folded) for key, value in branch.items()}
         weight = branch["weight"]
@@ -178,7 +184,17 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         weight = single(weight)
         return {"weight": Gain(weight, cuts[0][0]) if fuses else weight, "bias": single(branch["bias"])}
 
-    return dict(visit(tree, ("", "", "")))
+    with progress(4 * _numbers(tree), "packing weights", after=1.0) as told:
+        return dict(visit(tree, ("", "", "")))
+
+
+def _numbers(tree: Any) -> int:
+    """How many numbers the dense layers of a tree of weights hold."""
+    if not isinstance(tree, dict):
+        return 0
+    if set(tree) == {"weight", "bias"} and tree["weight"].ndim == 2:
+        return int(tree["weight"].size)
+    return sum(map(_numbers, tree.values()))
 
 
 # Which weights read the norm of a branch, and nothing else.
@@ -239,9 +255,5 @@ def running(settings: Settings) -> Iterator[None]:
         yield
 
 
-def warmup() -> None:
-    """Compile every kernel that this machine can run, or read it from the cache."""
-    tiles = chosen_path() == "amx"
-    for kernel in Kernel.every:
-        if tiles or kernel not in gemm.ON_TILES:
-            kernel.address  # noqa: B018
+if not threads.kept():  # it will be needed: if it does not work here, that shows before a model is loaded
+    keep_promises()

@@ -11,12 +11,12 @@ Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. Probabilit
 import math
 
 import numpy as np
-from numba import carray, njit
 
+from .compiled import Kernel, carray, njit
 from .elementwise import exp
 from .gemm import multiply
-from .llvm import float_of, floats, most_of_columns, words
-from .threads import Kernel, aligned, parallel, thread_limit
+from .llvm import allocate, float_of, floats, free, most_of_columns, words
+from .threads import aligned, parallel, thread_limit
 
 QUERIES = 32
 GIVEN = 44
@@ -24,9 +24,8 @@ BIAS, HEAD_MASK = 24, 32  # where their address and four strides stand
 
 
 @njit(error_model="numpy")
-def soften(p, most, sums):  # (Sk, 32) scores -> probabilities, in place; most: the largest score of each query
+def soften(p, most, sums, part):  # (Sk, 32) scores -> probabilities, in place; most: the largest score of each query; room
     Sk = p.shape[0]
-    part = np.zeros(QUERIES, np.float32)
     for i in range(QUERIES):
         sums[i] = np.float32(0)
     for start in range(0, Sk, 256):
@@ -97,9 +96,11 @@ def _attention(arguments, block, worker):
         for j in range(max(0, Sk - Sq + first + 1), seen):
             for i in range(min(n, j - (Sk - Sq + first))):
                 p[j, i] = np.float32(-math.inf)
-    most, sums = np.empty(QUERIES, np.float32), np.empty(QUERIES, np.float32)
-    most_of_columns(p_at, seen, most.ctypes.data)
-    soften(p, most, sums)
+    memory = allocate(3 * QUERIES * 4)
+    room = carray(floats(memory), (3, QUERIES))
+    most_of_columns(p_at, seen, memory)
+    soften(p, room[0], room[1], room[2])
+    free(memory)
     if g[HEAD_MASK]:
         for j in range(seen):
             mask = place_of(g, HEAD_MASK, b, h, first, j)

@@ -11,10 +11,10 @@ tail of a vector it stands. Bounds, over all float32 arguments (tests/test_numba
 import math
 
 import numpy as np
-from numba import carray, njit
 
+from .compiled import Kernel, carray, njit
 from .llvm import bits_of, float_of, floats, fma, words
-from .threads import Kernel, parallel
+from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
 

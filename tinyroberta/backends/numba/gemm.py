@@ -11,13 +11,13 @@ diagonals in one pass; 16 x 16 where there are four). A row's result does not de
 """
 
 import numpy as np
-from numba import carray, njit
 
 from . import amx
+from .compiled import Kernel, carray, njit
 from .elementwise import CODES, NONE, activate
-from .llvm import FEATURES, add_lanes, call_kernel, combine_lanes, copy_lanes, floats, fma_block, prefetch, words
+from .llvm import FEATURES, add_lanes, allocate, call_kernel, combine_lanes, copy_lanes, floats, fma_block, free, prefetch, words
 from .slices import PANEL
-from .threads import Kernel, address, aligned, parallel, thread_limit
+from .threads import address, aligned, parallel, thread_limit
 
 CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
 
@@ -188,8 +188,8 @@ def _sliced_products(arguments, block, worker):
     following = panel + given[THREADS]
     lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
     ahead = given[B] + following * size
-    memory = np.empty(8192 + 2048 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(8192 + 2048 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     y, bias = s + 8192, s + 8192 + 2048
     hold_bias(bias, given, panel)
     amx.configure(given[CONFIG])
@@ -207,6 +207,7 @@ def _sliced_products(arguments, block, worker):
         combine(s, diagonals, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, 16, given, rows * 16, panel)
     amx.release()
+    free(memory)
 
 
 @Kernel
@@ -220,8 +221,8 @@ def _bf16_products(arguments, block, worker):
     following = panel + given[THREADS]
     lines = 63 // (last - first) + 1 if following < panels else 0
     ahead = given[B] + following * size
-    memory = np.empty(4096 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(4096 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     hold_bias(s + 4096, given, panel)
     amx.configure(given[CONFIG])
     for rows in range(first, last, 2):
@@ -247,9 +248,12 @@ def _bf16_products(arguments, block, worker):
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)
     amx.release()
+    free(memory)
 
 
 ON_TILES = (_sliced_products, _bf16_products)
+for _kernel in ON_TILES:
+    _kernel.missing = amx.missing
 
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
 ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
@@ -286,14 +290,17 @@ def _fma_products(arguments, block, worker):
     K, panels = given[STEPS], (given[O] + 31) // 32
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
-    memory = np.zeros((last - first + 1) * 32, np.float32)
-    bias = memory.ctypes.data
+    bias = allocate((last - first + 1) * 128)
     y = bias + 128
+    sums = carray(floats(y), (last - first) * 32)
+    for i in range(len(sums)):
+        sums[i] = np.float32(0)
     hold_bias(bias, given, panel)
     x = given[A] + first * given[X_STRIDE] * 4
     multiply(y, 32, last - first, 32, x, given[X_STRIDE], 1, given[B] + panel * K * 128, 32, K)
     add_bias(y, last - first, bias)
     deliver(y, last - first, given, first, panel)
+    free(bias)
 
 
 def _run(kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0)):
@@ -381,7 +388,7 @@ def _finish(arguments, block, worker):
         for c in range(O):
             y[c] += bias[c]
         if given[6]:
-            call_kernel(given[7], y.ctypes.data, O, given[6])
+            call_kernel(given[7], given[0] + t * O * 4, O, given[6])
         if given[2]:
             residual = carray(floats(given[2] + t * given[3] * 4), O)
             for c in range(O):

@@ -5,9 +5,8 @@ shapes. So that any thread can run any kernel, and a kernel is compiled once.
 """
 
 from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from .compiled import cgutils, intrinsic, types
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
@@ -18,27 +17,26 @@ FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of th
 def pointer_to(element, name):
     """An intrinsic: an integer address as a pointer, for numba.carray."""
 
-    @intrinsic
     def pointer(typingctx, address):
         def codegen(context, builder, signature, args):
             return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-        return types.CPointer(element)(types.int64), codegen
+        return types.CPointer(getattr(types, element))(types.int64), codegen
 
     pointer.__name__ = name
-    return pointer
+    return intrinsic(pointer)
 
 
 floats, integers, bytes_, words = (
     pointer_to(element, name)
     for element, name in (
-        (types.float32, "floats"),
-        (types.int32, "integers"),
-        (types.int8, "bytes"),
-        (types.int64, "words"),
+        ("float32", "floats"),
+        ("int32", "integers"),
+        ("int8", "bytes"),
+        ("int64", "words"),
     )
 )
-halves = pointer_to(types.uint16, "halves")
+halves = pointer_to("uint16", "halves")
 
 
 @intrinsic
@@ -76,6 +74,28 @@ def bits_of(typingctx, x):
 
 def _call_void(builder, name, kinds, args):
     builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name), args)
+
+
+@intrinsic
+def allocate(typingctx, size):
+    """The address of so many bytes from the C library, to be freed: Numba's arrays would need Numba's runtime."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I8.as_pointer(), [I64]), "malloc")
+        return builder.ptrtoint(builder.call(function, args), I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def free(typingctx, address):
+    """Give back what allocate gave."""
+
+    def codegen(context, builder, signature, args):
+        _call_void(builder, "free", [I8.as_pointer()], [builder.inttoptr(args[0], I8.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

@@ -8,6 +8,7 @@ import platform
 
 from ...errors import Error
 from . import amx
+from .compiled import Kernel
 from .llvm import FEATURES, FUSED
 from .threads import allowed_threads
 
@@ -50,4 +51,6 @@ def describe() -> list[str]:
     else:
         lines += [f"  not {other}: {reason_against(other)}" for other in PATHS[: PATHS.index(path)]]
     lines.append(f"threads: {allowed_threads()} of {os.cpu_count()} CPUs")
+    kernels = [kernel for kernel in Kernel.every if kernel.missing() is None]
+    lines.append(f"compiled: {sum(kernel.kept for kernel in kernels)} of {len(kernels)} kernels; `tinyroberta warmup` does all")
     return lines
