@@ -1,5 +1,6 @@
 """A bar on standard error for what takes long: on a terminal alone, drawn by rich where it is installed."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 @contextmanager
 def progress(total: float, name: str, after: float = 0.0) -> Iterator[Callable[[float], object]]:
     """Yield what is to be told of bytes done; the bar shows once `after` seconds have gone by, and is wiped at the end."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if sys.stderr is None or not (sys.stderr.isatty() or os.environ.get("FORCE_COLOR")):  # which is rich's word for a terminal
         yield lambda _: None
         return
     start, done = time.monotonic(), 0.0
