@@ -10,6 +10,7 @@ import threading
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from models_for_tests import TOLERANCE, flatten, new_model, relative_error, worst
@@ -284,6 +285,16 @@ def test_embed() -> None:
         for what in (ids, word[ids]):
             expected = reference.embed(what, where, types, word, position, segment)
             np.testing.assert_array_equal(ops.embed(what, where, types, word, position, segment), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_word_embeddings_of_16_bits_are_left_where_they_are(dtype: Any) -> None:
+    tensors = {name: x.astype(dtype) for name, x in new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG).tensors.items()}
+    narrow = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba")
+    assert narrow.weights["embeddings"]["word_embeddings"]["weight"] is tensors["embeddings.word_embeddings.weight"]
+    tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
+    wide, (ids, mask) = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba"), texts()
+    np.testing.assert_array_equal(narrow(ids, mask).last_hidden_state, wide(ids, mask).last_hidden_state)
 
 
 @cache

@@ -1,6 +1,7 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
-Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them.
+Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them,
+compiled.py for what keeps them.
 float32 only: float64 is the NumPy backend's. On the paths amx and fma a text's result has the same bits alone and in any batch,
 any order and with any number of threads; on blas that is up to BLAS.
 """
@@ -163,6 +164,8 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         return Weight(path, panels, scales, cut, (each * len(parts), into))
 
     def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
+        if not isinstance(branch, dict) and names[-2] == "word_embeddings" and branch.dtype.itemsize == 2:
+            return branch  # mapped; only the rows that are asked for are widened
         if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
             if id(branch) not in converted:
                 converted[id(branch)] = single(branch)

@@ -235,6 +235,8 @@ def _embed(arguments, block, worker):
 
 
 def embed(ids, positions, token_types, word, position, token_type):
+    if ids.ndim == 1 and word.dtype != np.float32:
+        ids = word[ids]
     vectors = ids.ndim == 2
     T, D = len(ids), token_type.shape[1]
     out = np.empty((T, D), np.float32)

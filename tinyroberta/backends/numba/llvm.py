@@ -1,7 +1,7 @@
 """What Numba has no name for, as LLVM instructions: pointers, atomics, exact fused multiply-add, calls by address, vectors.
 
 Kernels are C functions kernel(arguments, block, worker): `arguments` is the address of int64 numbers, which are addresses and
-shapes. So that any thread can run any kernel, and a kernel is compiled once.
+shapes. So that any thread can run any kernel, and a kernel is compiled once (compiled.py).
 """
 
 from llvmlite import binding, ir
