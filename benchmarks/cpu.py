@@ -68,7 +68,7 @@ def our_runs(config: Any, tensors: dict[str, Array], threads: int | None) -> dic
     os.environ["TINYROBERTA_CPU"] = "fma"
     runs["numba fma"] = run(backend="numba", threads=threads)
     del os.environ["TINYROBERTA_CPU"]
-    runs["numpy"] = run(threads=threads)
+    runs["numpy"] = run(backend="numpy", threads=threads)
     return runs
 
 

@@ -127,12 +127,15 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], status: int, said: st
         assert done.stderr.count("\n") == 1
 
 
-def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path, backend: str) -> None:
+    pytest.importorskip(backend)
     for path in FOLDER.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     text = "The <mask> is red."
-    assert run("fill-mask", "--json", "--model", str(tmp_path), text).stdout == run("fill-mask", "--json", text).stdout
+    command = ("fill-mask", "--json", "--backend", backend, text)
+    assert run(*command, "--model", str(tmp_path)).stdout == run(*command).stdout
     (tmp_path / "tokenizer.json").unlink()
     assert "holds no tokenizer" in run("fill-mask", "--model", str(tmp_path), text).stderr
 

@@ -17,11 +17,6 @@ CONTENT = json.loads((FOLDER / "generation.json").read_text())
 WAYS = {"greedy": {}, "beams": {"num_beams": 3, "eos_token_id": [2, 7, 11]}}
 
 
-@pytest.fixture(scope="module", params=["float64", "float32"])
-def dtype(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("case", CONTENT["generated"], ids=lambda case: case["name"])
 def test_token_for_token(case: dict, use_cache: bool) -> None:
@@ -39,10 +34,12 @@ def test_scores_after_the_processors(case: dict) -> None:
     np.testing.assert_allclose(scores, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_encoder_decoder(dtype: str) -> None:
+@pytest.mark.parametrize(("backend", "dtype"), [("numpy", "float64"), ("numpy", "float32"), ("numba", "float32")])
+def test_encoder_decoder(backend: str, dtype: str) -> None:
+    pytest.importorskip(backend)
     folder = FOLDER / "encoder_decoder"
     golden = safetensors.numpy.load_file(folder / "golden.safetensors")
-    model = EncoderDecoderModel.from_pretrained(folder, dtype=dtype)
+    model = EncoderDecoderModel.from_pretrained(folder, backend=backend, dtype=dtype)
     given = {"input_ids": golden["input_input_ids"], "attention_mask": golden["input_attention_mask"]}
     asked = {"output_attentions": True, "output_hidden_states": True, "padding": "compute"}
     output = model(**given, labels=golden["input_labels"], **asked)

@@ -178,7 +178,7 @@ def make(example: Example, folder: Path) -> tuple[Any, Any]:
     theirs = getattr(transformers, name)
     if example.ours_first:
         config = tinyroberta.RobertaPreLayerNormConfig(**example.config)
-        ours = new_model(CLASSES[name], config, example.seed, dtype=example.dtype)
+        ours = new_model(CLASSES[name], config, example.seed, backend="numpy", dtype=example.dtype)
         ours.save_pretrained(folder)
         reference = theirs.from_pretrained(folder, attn_implementation="eager")
     else:
@@ -190,7 +190,7 @@ def make(example: Example, folder: Path) -> tuple[Any, Any]:
                 gain = key.endswith("weight") and parameter.ndim == 1
                 parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random) + gain)
         reference.save_pretrained(folder)
-        ours = tinyroberta.load(folder, dtype=example.dtype)
+        ours = tinyroberta.load(folder, backend="numpy", dtype=example.dtype)
     reference.config.use_cache = bool(example.cached)
     return ours, reference.double().eval()
 
@@ -285,6 +285,12 @@ def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], p
             wanted = {name: x for name, x in wanted.items() if name != "pooler_output"}
         if past is not None and example.seed % 2:
             past = tuple(tuple(np.array(x) for x in layer) for layer in past)
+        if model.backend != "numpy":  # a few numbers whose terms cancel: an error of their size, or of numbers of size 1
+            few = {name: x for name, x in wanted.items() if x.size < 8}
+            wanted = {name: x for name, x in wanted.items() if name not in few}
+            for name, x in few.items():
+                off = np.linalg.norm(found.pop(name) - x) / max(np.linalg.norm(x), x.size**0.5)
+                assert off <= TOLERANCE[example.dtype], (name, padding)
         error, field = worst(found, wanted)
         assert error <= TOLERANCE[example.dtype], (field, padding)
         for name, x in wanted.items():
@@ -302,5 +308,9 @@ def test_equal_to_transformers(example: Example) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours, reference = make(example, Path(folder))
     expected = expect(reference, example)
-    for padding in ("compute", "skip"):
-        check(ours, example, expected, padding)
+    models = [ours]
+    if example.dtype == "float32":
+        models.append(type(ours)(ours.config, ours.tensors))  # the default backend
+    for model in models:
+        for padding in ("compute", "skip"):
+            check(model, example, expected, padding)

@@ -10,6 +10,7 @@ import threading
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from models_for_tests import TOLERANCE, flatten, new_model, relative_error, worst
@@ -26,7 +27,7 @@ from tinyroberta.config import ACTIVATIONS
 
 pytest.importorskip("numba")
 from tinyroberta.backends import numba as ops
-from tinyroberta.backends.numba import elementwise, gemm, norm, paths, slices, threads
+from tinyroberta.backends.numba import compiled, elementwise, gemm, norm, paths, slices, threads
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
@@ -268,6 +269,8 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
 
     x = np.concatenate([np.linspace(-87, 87, 400_000), np.geomspace(1e-30, 80, 100_000)]).astype(np.float32)
 
+    compiled.keep_promises()
+
     @njit
     def each(x):
         y = np.empty((3, len(x)), np.float32)
@@ -292,6 +295,16 @@ def test_embed() -> None:
         for what in (ids, word[ids]):
             expected = reference.embed(what, where, types, word, position, segment)
             np.testing.assert_array_equal(ops.embed(what, where, types, word, position, segment), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_word_embeddings_of_16_bits_are_left_where_they_are(dtype: Any) -> None:
+    tensors = {name: x.astype(dtype) for name, x in new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG).tensors.items()}
+    narrow = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba")
+    assert narrow.weights["embeddings"]["word_embeddings"]["weight"] is tensors["embeddings.word_embeddings.weight"]
+    tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
+    wide, (ids, mask) = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba"), texts()
+    np.testing.assert_array_equal(narrow(ids, mask).last_hidden_state, wide(ids, mask).last_hidden_state)
 
 
 @cache
@@ -439,6 +452,4 @@ def test_info_and_warmup(capsys: pytest.CaptureFixture[str]) -> None:
     assert tinyroberta.cli.main(["info"]) == 0
     assert f"matrix products: {paths.chosen_path()}" in capsys.readouterr().out
     assert tinyroberta.cli.main(["warmup"]) == 0
-    skipped = {kernel for kernels in gemm.CUT_PRODUCTS.values() for kernel in kernels}
-    skipped -= {kernel for unit in CUTTERS[:1] for kernel in gemm.CUT_PRODUCTS[unit]}
-    assert all(kernel._compiled for kernel in threads.Kernel.every if kernel not in skipped)
+    assert compiled.lacking() == []

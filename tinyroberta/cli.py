@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
     fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    fill.add_argument("--backend", help="numpy (the default) or numba")
+    fill.add_argument("--backend", help="numba or numpy (numba where it is installed; numpy for the embedded model)")
     fill.set_defaults(run=fill_mask)
     convert.add_arguments(commands.add_parser("convert", help="write a checkpoint of any format as a safetensors folder"))
     inspect.add_arguments(commands.add_parser("inspect", help="print what a checkpoint holds"))
@@ -115,22 +115,22 @@ def fill_mask(arguments: argparse.Namespace) -> int:
 def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Print the version, the backends and what each of them runs on."""
     print(f"tinyroberta {__version__}")
-    print(f"numpy backend (default): NumPy {numpy.__version__}, float32 and float64")
     try:
         compiled: Any = load_backend("numba")
+        print("numba backend (default): float32")
+        for line in compiled.describe():
+            print(f"  {line}")
+        print(f"numpy backend (default for float64): NumPy {numpy.__version__}, float32 and float64")
     except Error as error:
+        print(f"numpy backend (default): NumPy {numpy.__version__}, float32 and float64")
         print(f"numba backend: {error}")
-        return 0
-    print("numba backend: float32")
-    for line in compiled.describe():
-        print(f"  {line}")
     return 0
 
 
 def warmup(arguments: argparse.Namespace) -> int:  # noqa: ARG001
-    """Compile the CPU backend's kernels and keep them in Numba's cache, for container images and the like."""
+    """Compile the CPU backend's kernels and keep them, for container images and the like: later processes compile nothing."""
     compiled: Any = load_backend("numba")
-    compiled.warmup()
+    compiled.warmup(lambda line: print(line, file=sys.stderr, flush=True))
     return 0
 
 

@@ -6,8 +6,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from . import models
 from .encoder_decoder import EncoderDecoderModel
 from .errors import Error
+from .progress import progress
 from .weights.hub import TEXT, checkpoint_folder
 from .weights.safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
 
@@ -99,7 +99,7 @@ def _write(
     cls, config = type(model), model.config
     unique = {id(value): name for name, value in stored.items()}
     size = sum(stored[name].nbytes for name in unique.values())
-    with progress(3 * size) as advance:
+    with progress(3 * size, "converting") as advance:
         tensors = _cast(stored, dtype, advance)
         kept = size / max(1, sum(tensors[name].nbytes for name in unique.values()))  # for each byte of the bar
         if dtype is not None:
@@ -149,25 +149,6 @@ def _same(one: Array, other: Array) -> bool:
         return False
     flat, flat_other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
     return all(np.array_equal(flat[i : i + PIECE], flat_other[i : i + PIECE]) for i in range(0, flat.size, PIECE))
-
-
-@contextmanager
-def progress(total: float) -> Iterator[Callable[[float], object]]:
-    """A bar on standard error that is told of bytes done: on a terminal and where rich is installed, else nothing."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-    except ImportError:
-        yield lambda _: None
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("converting", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

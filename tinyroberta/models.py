@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DEFAULT, DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, load_backend
+from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
@@ -49,8 +49,9 @@ Past = Cache | Sequence[Sequence[Array]] | None
 class Running(TypedDict, total=False):
     """How a model is run: the same arguments for load, from_pretrained and a new model.
 
-    backend: its name, None for the default; dtype: "float32" or "float64"; matmul_precision: "highest", "high" or "medium";
-    threads: how many, None for all the process may use; reproducible: the same bits on every machine.
+    backend: its name, None for numba where that is installed and can run the model, else numpy; dtype: "float32" or "float64";
+    matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the same
+    bits on every machine.
     """
 
     backend: str | None
@@ -100,8 +101,9 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
-        _, self.settings = settings_of(**running)
-        self.backend = running.get("backend") or DEFAULT
+        if running.get("backend") is None and callable(config.hidden_act):
+            running["backend"] = "numpy"  # what Numba cannot compile NumPy can call
+        self.backend, self.settings = settings_of(**running)
         self._check_config(config)
         if tensors is None:
             tensors = surgery.new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)
@@ -798,11 +800,16 @@ def settings_of(
     matmul_precision: str = "highest",
     threads: int | None = None,
     reproducible: bool = False,
-) -> tuple[Backend, Settings]:
-    """A backend and the settings for it; raises Error on a value that is none of the allowed ones."""
+) -> tuple[str, Settings]:
+    """A backend's name and the settings for it; raises Error on a value that is none of the allowed ones.
+
+    float64 is NumPy's alone, so it is the backend where none is named.
+    """
     for name, value, allowed in (("dtype", dtype, DTYPES), ("matmul_precision", matmul_precision, PRECISIONS)):
         if value not in allowed:
             raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
-    return load_backend(backend, reproducible), Settings(dtype, matmul_precision, threads, bool(reproducible))
+    backend = backend or ("numpy" if dtype == "float64" else default_backend())
+    load_backend(backend, reproducible)
+    return backend, Settings(dtype, matmul_precision, threads, bool(reproducible))

@@ -15,7 +15,6 @@ Array = Any
 Activation = str | Callable[[Any], Any]
 
 BACKENDS = ("numpy", "numba", "cupy")
-DEFAULT = "numpy"
 REPRODUCIBLE = {"numpy": "bitwise", "numba": "numba.reproducible"}  # the same bits on every machine; cupy refuses by itself
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
@@ -74,15 +73,24 @@ class Backend(Protocol):
     def recorded(self, compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]: ...
 
 
+def default_backend() -> str:
+    """numba, or numpy where Numba is not installed or does not work."""
+    try:
+        load_backend("numba")
+    except Error:
+        return "numpy"
+    return "numba"
+
+
 def load_backend(name: str | None = None, reproducible: bool = False) -> Backend:
-    """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not installed."""
-    name = name or DEFAULT
+    """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not there."""
+    name = name or default_backend()
     if name not in BACKENDS:
         raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
     module = REPRODUCIBLE.get(name, name) if reproducible else name
     try:
         return cast(Backend, importlib.import_module(f"{__name__}.{module}"))
     except ImportError as error:
-        if name == "numpy" or (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
+        if name != "numba":
             raise
-        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]'") from error
+        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]' ({error})") from error

@@ -454,10 +454,13 @@ def arrange(
     def packed(parts: list[Array], cut: tuple[int, int]) -> Any:
         held = pack([single(part) for part in parts], cut)
         for part in parts:
-            release(part)
+            if getattr(held, "panels", None) is not part:
+                release(part)
         return held
 
     def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
+        if not isinstance(branch, dict) and names[-2] == "word_embeddings" and branch.dtype.itemsize == 2:
+            return branch  # mapped; only the rows that are asked for are widened
         if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
             if id(branch) not in converted:
                 converted[id(branch)] = single(branch)

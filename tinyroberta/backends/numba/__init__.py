@@ -1,6 +1,7 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
-Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them.
+Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them,
+compiled.py for what keeps them.
 float32 only: float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits alone and in any
 batch, any order and with any number of threads; on blas that is up to BLAS.
 """
@@ -13,13 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import Error
+from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
 from ..numpy import relative
 from . import attention as _attention
-from . import elementwise, gemm, norm, slices
+from . import elementwise, gemm, norm, slices, threads
+from .compiled import keep_promises, warmup
 from .paths import chosen_path, describe, unit_of
-from .threads import Kernel, limited
+from .threads import limited
 
 __all__ = [
     "activation",
@@ -153,9 +156,25 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     def gain(weight: Array) -> Any:
         return Gain(weight, cuts[0][0]) if len(weight) <= bitwise.DEEPEST else weight
 
-    if unit in SLICED:
-        return bitwise.arrange(tree, cuts, sliced, gain, folds=exact or precision != "medium")
-    return bitwise.arrange(tree, cuts, whole, folds=False)
+    with progress(4 * _numbers(tree), "packing weights", after=1.0) as told:
+
+        def pack(parts: list[Array], cut: tuple[int, int]) -> Any:
+            held = sliced(parts, cut) if unit in SLICED else whole(parts, cut)
+            told(4 * sum(part.size for part in parts))
+            return held
+
+        if unit in SLICED:
+            return bitwise.arrange(tree, cuts, pack, gain, folds=exact or precision != "medium")
+        return bitwise.arrange(tree, cuts, pack, folds=False)
+
+
+def _numbers(tree: Any) -> int:
+    """How many numbers the dense layers of a tree of weights hold."""
+    if not isinstance(tree, dict):
+        return 0
+    if set(tree) == {"weight", "bias"} and tree["weight"].ndim == 2:
+        return int(tree["weight"].size)
+    return sum(map(_numbers, tree.values()))
 
 
 def asarray(x: Any) -> Array:
@@ -180,10 +199,5 @@ def running(settings: Settings) -> Iterator[None]:
         yield
 
 
-def warmup() -> None:
-    """Compile every kernel that this machine's path takes at any precision, or read it from the cache."""
-    used = {unit_of(chosen_path(), precision) for precision in CUTS} | {(unit_of(chosen_path(), "high", True)[0], "high")}
-    here = [gemm.CUT_PRODUCTS[unit][precision != "medium"] for unit, precision in used if unit in gemm.CUT_PRODUCTS]
-    for kernel in Kernel.every:
-        if kernel in here or not any(kernel in kernels for kernels in gemm.CUT_PRODUCTS.values()):
-            kernel.address  # noqa: B018
+if not threads.kept():  # it will be needed: if it does not work here, that shows before a model is loaded
+    keep_promises()

@@ -12,10 +12,8 @@ from functools import cache
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from .compiled import cgutils, intrinsic, types
 from .llvm import FEATURES, I8, I64, X86
 from .threads import aligned
 

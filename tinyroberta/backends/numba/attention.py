@@ -12,12 +12,12 @@ import math
 from types import FunctionType
 
 import numpy as np
-from numba import carray, njit
 
+from .compiled import Kernel, carray, njit
 from .elementwise import exp
 from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
-from .llvm import float_of, floats, fma_block, most_of_columns, words
-from .threads import Kernel, aligned, parallel, thread_limit
+from .llvm import allocate, float_of, floats, fma_block, free, most_of_columns, words
+from .threads import aligned, parallel, thread_limit
 
 QUERIES = 32
 GIVEN = 44
@@ -30,9 +30,8 @@ multiply_in_order = njit(error_model="numpy")(FunctionType(multiply_by_blocks.__
 
 
 @njit(error_model="numpy")
-def soften(p, most, sums):  # (Sk, 32) scores -> probabilities, in place; most: the largest score of each query
+def soften(p, most, sums, part):  # (Sk, 32) scores -> probabilities, in place; most: the largest score of each query; room
     Sk = p.shape[0]
-    part = np.zeros(QUERIES, np.float32)
     for i in range(QUERIES):
         sums[i] = np.float32(0)
     for start in range(0, Sk, DEPTH):
@@ -107,9 +106,11 @@ def attend(arguments, block, worker, in_order):
         for j in range(max(0, Sk - Sq + first + 1), seen):
             for i in range(min(n, j - (Sk - Sq + first))):
                 p[j, i] = np.float32(-math.inf)
-    most, sums = np.empty(QUERIES, np.float32), np.empty(QUERIES, np.float32)
-    most_of_columns(p_at, seen, most.ctypes.data)
-    soften(p, most, sums)
+    memory = allocate(3 * QUERIES * 4)
+    room = carray(floats(memory), (3, QUERIES))
+    most_of_columns(p_at, seen, memory)
+    soften(p, room[0], room[1], room[2])
+    free(memory)
     if g[HEAD_MASK]:
         for j in range(seen):
             mask = place_of(g, HEAD_MASK, b, h, first, j)

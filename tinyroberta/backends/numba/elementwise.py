@@ -13,11 +13,11 @@ import math
 from types import FunctionType
 
 import numpy as np
-from numba import carray, njit
 
 from .. import bitwise
+from .compiled import Kernel, carray, njit
 from .llvm import bits_of, float_of, floats, words
-from .threads import Kernel, parallel
+from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
 
@@ -154,6 +154,8 @@ def _embed(arguments, block, worker):
 
 
 def embed(ids, positions, token_types, word, position, token_type):
+    if ids.ndim == 1 and word.dtype != np.float32:
+        ids = word[ids]
     vectors = ids.ndim == 2
     T, D = len(ids), token_type.shape[1]
     out = np.empty((T, D), np.float32)

@@ -12,27 +12,31 @@ diagonals in one pass; 16 x 16 where there are four), or those of 2 to 8 rows in
 where in a block it stands.
 """
 
+from functools import partial
+
 import numpy as np
-from numba import carray, njit
 
 from .. import bitwise
 from . import amx
+from .compiled import Kernel, carray, njit
 from .elementwise import CODES, NONE, activate
 from .llvm import (
     FEATURES,
     add_lanes,
+    allocate,
     call_kernel,
     combine_lanes,
     copy_lanes,
     dot_block,
     floats,
     fma_block,
-    keep,
+    free,
     prefetch,
     words,
 )
+from .paths import missing_dots
 from .slices import PANEL
-from .threads import Kernel, address, aligned, parallel, thread_limit
+from .threads import address, aligned, parallel, thread_limit
 
 CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
 
@@ -203,8 +207,8 @@ def _sliced_products(arguments, block, worker):
     following = panel + given[THREADS]
     lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
     ahead = given[B] + following * size
-    memory = np.empty(8192 + 2048 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(8192 + 2048 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     y, bias = s + 8192, s + 8192 + 2048
     hold_bias(bias, given, panel)
     amx.configure(given[CONFIG])
@@ -222,7 +226,7 @@ def _sliced_products(arguments, block, worker):
         combine(s, diagonals, 16, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, 16, given, rows * 16, panel)
     amx.release()
-    keep(memory)
+    free(memory)
 
 
 @Kernel
@@ -236,8 +240,8 @@ def _bf16_products(arguments, block, worker):
     following = panel + given[THREADS]
     lines = 63 // (last - first) + 1 if following < panels else 0
     ahead = given[B] + following * size
-    memory = np.empty(4096 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(4096 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     hold_bias(s + 4096, given, panel)
     amx.configure(given[CONFIG])
     for rows in range(first, last, 2):
@@ -263,7 +267,7 @@ def _bf16_products(arguments, block, worker):
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)
     amx.release()
-    keep(memory)
+    free(memory)
 
 
 dots_22, dots_23, dots_33 = (dot_block(4, slices, diagonals) for slices, diagonals in ((2, 2), (2, 3), (3, 3)))
@@ -277,8 +281,8 @@ def _sliced_dots(arguments, block, worker):
     steps, panels, slices, diagonals = given[STEPS], (given[O] + 31) // 32, given[SLICES], given[DIAGONALS]
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
-    memory = np.empty(8192 + 2048 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(8192 + 2048 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * steps * slices * 2048
     hold_bias(bias, given, panel)
     for rows in range(first, last):
@@ -296,7 +300,7 @@ def _sliced_dots(arguments, block, worker):
                 dots_23(sums, left, right, steps)
         combine(s, diagonals, height, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
         deliver(y, height, given, rows * 16, panel)
-    keep(memory)
+    free(memory)
 
 
 @Kernel
@@ -305,8 +309,8 @@ def _bf16_dots(arguments, block, worker):
     steps, panels = given[STEPS], (given[O] + 31) // 32
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
-    memory = np.empty(2048 + 128 + 64, np.int8)
-    s = (memory.ctypes.data + 63) // 64 * 64
+    memory = allocate(2048 + 128 + 64)
+    s = (memory + 63) // 64 * 64
     hold_bias(s + 2048, given, panel)
     for rows in range(first, last):
         height = min(16, given[T] - rows * 16)
@@ -315,11 +319,14 @@ def _bf16_dots(arguments, block, worker):
             dots_bf16(s + r * 128, left + r * 64, given[B] + panel * steps * 2048, steps)
         add_bias(s, height, s + 2048)
         deliver(s, height, given, rows * 16, panel)
-    keep(memory)
+    free(memory)
 
 
 # a unit's kernel for one slice, and for more
 CUT_PRODUCTS = {"tiles": (_bf16_products, _sliced_products), "dots": (_bf16_dots, _sliced_dots)}
+for _unit, _kernels in CUT_PRODUCTS.items():
+    for _kernel, _bf16 in zip(_kernels, (True, False), strict=True):
+        _kernel.missing = amx.missing if _unit == "tiles" else partial(missing_dots, _bf16)
 
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
 ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
@@ -381,9 +388,11 @@ def _fma_products(arguments, block, worker):
     K, panels, row, kind = given[STEPS], (given[O] + 31) // 32, given[X_STRIDE], given[SLICES]
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
-    memory = np.zeros((last - first + 1) * 32, np.float32)
-    bias = memory.ctypes.data
+    bias = allocate((last - first + 1) * 128)
     y, x, right = bias + 128, given[A] + first * row * 4, given[B] + panel * K * (64 if kind else 128)
+    sums = carray(floats(y), (last - first) * 32)
+    for i in range(len(sums)):
+        sums[i] = np.float32(0)
     hold_bias(bias, given, panel)
     if kind == 0:
         multiply_float32(y, last - first, x, row, right, K)
@@ -393,7 +402,7 @@ def _fma_products(arguments, block, worker):
         multiply_float16(y, last - first, x, row, right, K)
     add_bias(y, last - first, bias)
     deliver(y, last - first, given, first, panel)
-    keep(memory)
+    free(bias)
 
 
 def _run(kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0)):
@@ -501,7 +510,7 @@ def _finish(arguments, block, worker):
         for c in range(O):
             y[c] += bias[c]
         if given[6]:
-            call_kernel(given[7], y.ctypes.data, O, given[6])
+            call_kernel(given[7], given[0] + t * O * 4, O, given[6])
         if given[2]:
             residual = carray(floats(given[2] + t * given[3] * 4), O)
             for c in range(O):

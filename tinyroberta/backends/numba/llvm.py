@@ -1,20 +1,19 @@
 """What Numba has no name for, as LLVM instructions: pointers, atomics, calls by address, vectors.
 
 Kernels are C functions kernel(arguments, block, worker): `arguments` is the address of int64 numbers, which are addresses and
-shapes. So that any thread can run any kernel, and a kernel is compiled once.
+shapes. So that any thread can run any kernel, and a kernel is compiled once (compiled.py).
 """
 
 import itertools
+import os
 
 from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
-from numba.extending import intrinsic
+
+from .compiled import cgutils, intrinsic, types
 
 I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # What Numba compiles for: this machine, or what NUMBA_CPU_FEATURES says.
-_flags = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+_flags = os.environ.get("NUMBA_CPU_FEATURES") or binding.get_host_cpu_features().flatten()
 FEATURES = {flag[1:] for flag in _flags.split(",") if flag.startswith("+")}
 X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
@@ -23,27 +22,26 @@ FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of th
 def pointer_to(element, name):
     """An intrinsic: an integer address as a pointer, for numba.carray."""
 
-    @intrinsic
     def pointer(typingctx, address):
         def codegen(context, builder, signature, args):
             return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-        return types.CPointer(element)(types.int64), codegen
+        return types.CPointer(getattr(types, element))(types.int64), codegen
 
     pointer.__name__ = name
-    return pointer
+    return intrinsic(pointer)
 
 
 floats, integers, bytes_, words = (
     pointer_to(element, name)
     for element, name in (
-        (types.float32, "floats"),
-        (types.int32, "integers"),
-        (types.int8, "bytes"),
-        (types.int64, "words"),
+        ("float32", "floats"),
+        ("int32", "integers"),
+        ("int8", "bytes"),
+        ("int64", "words"),
     )
 )
-halves = pointer_to(types.uint16, "halves")
+halves = pointer_to("uint16", "halves")
 
 
 @intrinsic
@@ -66,18 +64,30 @@ def bits_of(typingctx, x):
     return types.int32(types.float32), codegen
 
 
-@intrinsic
-def keep(typingctx, array):
-    """Hold an array until here: Numba frees it after its last use, and does not know that its address is one."""
-
-    def codegen(context, builder, signature, args):
-        return context.get_dummy_value()
-
-    return types.void(array), codegen
-
-
 def _call_void(builder, name, kinds, args):
     builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name), args)
+
+
+@intrinsic
+def allocate(typingctx, size):
+    """The address of so many bytes from the C library, to be freed: Numba's arrays would need Numba's runtime."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I8.as_pointer(), [I64]), "malloc")
+        return builder.ptrtoint(builder.call(function, args), I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def free(typingctx, address):
+    """Give back what allocate gave."""
+
+    def codegen(context, builder, signature, args):
+        _call_void(builder, "free", [I8.as_pointer()], [builder.inttoptr(args[0], I8.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from .llvm import float_of, floats, sum_lanes, words
+from .compiled import Kernel, carray
+from .llvm import allocate, float_of, floats, free, sum_lanes, words
 from .slices import write_row
-from .threads import Kernel, aligned, parallel
+from .threads import aligned, parallel
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,12 @@ def _rows(arguments, block, worker):
     x, stride, T, D, weight, bias, eps = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
     out, scales, slices, steps = given[7], given[8], given[9], given[10]
     unit = 32 if slices == 1 else 64
-    buffer = np.zeros(max((D + 63) // 64 * 64, steps * unit), np.float32)
-    row, whole = buffer[:D], buffer.ctypes.data
+    size = max((D + 63) // 64 * 64, steps * unit)
+    whole = allocate(size * 4)
+    buffer = carray(floats(whole), size)
+    row = buffer[:D]
+    for j in range(size):
+        buffer[j] = np.float32(0)
     small = float_of(np.int32(eps))
     for r in range(16):
         t = block * 16 + r
@@ -75,6 +79,7 @@ def _rows(arguments, block, worker):
         if slices:
             scale = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
             carray(floats(scales + block * 64), 16)[r] = scale
+    free(whole)
 
 
 def _bits(eps):

@@ -9,6 +9,7 @@ import platform
 
 from ...errors import Error
 from . import amx
+from .compiled import Kernel
 from .llvm import FEATURES, FUSED
 from .threads import allowed_threads
 
@@ -31,6 +32,11 @@ def reason_against(path: str) -> str | None:
     if path == "fma" and not (FUSED and "avx2" in FEATURES):
         return f"no AVX2 with fused multiply-add on this {platform.machine()}"
     return None
+
+
+def missing_dots(bf16: bool) -> str | None:
+    """Why this machine cannot run dot products of bf16, or of bytes; None where it can."""
+    return reason_against("vnni") or ("the CPU has no dot products of bf16" if bf16 and not BF16_DOTS else None)
 
 
 def chosen_path() -> str:
@@ -64,4 +70,6 @@ def describe() -> list[str]:
     else:
         lines += [f"  not {other}: {reason_against(other)}" for other in PATHS[: PATHS.index(path)]]
     lines.append(f"threads: {allowed_threads()} of {os.cpu_count()} CPUs")
+    kernels = [kernel for kernel in Kernel.every if kernel.missing() is None]
+    lines.append(f"compiled: {sum(kernel.kept for kernel in kernels)} of {len(kernels)} kernels; `tinyroberta warmup` does all")
     return lines

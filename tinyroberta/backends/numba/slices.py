@@ -15,10 +15,10 @@ Layout, "panels", for weights (O, K): (O/32, K/unit, slices, 2, 16, 16, 4) bytes
 import math
 
 import numpy as np
-from numba import carray, njit
 
-from .llvm import bits_of, bytes_, float_of, floats, halves, integers, keep, words
-from .threads import Kernel, address, aligned, parallel
+from .compiled import Kernel, carray, njit
+from .llvm import allocate, bits_of, bytes_, float_of, floats, free, halves, integers, words
+from .threads import address, aligned, parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
@@ -96,10 +96,12 @@ def _pack_weights(arguments, block, worker):
     each, O, K, slices, steps, panels, scales = given[1], given[2], given[3], given[4], given[5], given[6], given[7]
     parts = carray(words(given[0]), O // each)
     unit = 32 if slices == 1 else 64
-    row = np.zeros(steps * unit, np.float32)
     size = steps * slices * 1024
-    cut = np.zeros(2 * size + 64, np.int8)
-    start = (cut.ctypes.data + 63) // 64 * 64
+    memory = allocate(2 * size + steps * unit * 4 + 64)
+    start = (memory + 63) // 64 * 64
+    row = carray(floats(start + 2 * size), steps * unit)
+    for j in range(K, steps * unit):
+        row[j] = np.float32(0)
     scale = carray(floats(scales + block * 128), 32)
     for c in range(32):
         o = block * 32 + c
@@ -118,7 +120,7 @@ def _pack_weights(arguments, block, worker):
             for r in range(16):
                 for c in range(16):
                     target[r, c] = source[c, r]
-    keep(cut)
+    free(memory)
 
 
 def pack_weights(parts, slices):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales

@@ -10,17 +10,17 @@ second caller simply works alone while the first one has the pool, and a forked 
 
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit
 
+from .compiled import Kernel, njit
 from .llvm import add_word, call_kernel, load_word, pause, store_word, swap_word
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,57 +31,8 @@ ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on
 SPINS = 2000
 
 
-class Kernel:
-    """A kernel, void(arguments, block, worker), compiled (or read from Numba's cache) when its address is first asked for."""
-
-    every: "list[Kernel]" = []  # noqa: RUF012
-
-    def __init__(self, function: Any) -> None:
-        self.function, self._compiled = function, None
-        Kernel.every.append(self)
-
-    @property
-    def address(self) -> int:
-        """Where the machine code is."""
-        if self._compiled is None:
-            with _compiling, _announced(self.function.__name__.strip("_").replace("_", " ")):
-                if self._compiled is None:
-                    self._compiled = _compile(cfunc, "void(int64, int64, int64)", self.function)
-        return int(self._compiled.address)  # type: ignore[attr-defined]
-
-
-_compiling = threading.RLock()
-_said = False
-
-
-def _compile(decorator: Any, signature: str, function: Any) -> Any:
-    options = {"error_model": "numpy"} | ({"nogil": True} if decorator is njit else {})
-    try:
-        return decorator(signature, cache=True, **options)(function)
-    except RuntimeError:  # Numba finds no folder to cache in
-        return decorator(signature, **options)(function)
-
-
-@contextmanager
-def _announced(name: str) -> Iterator[None]:
-    """Say on stderr what is being compiled, where it takes more than a second."""
-
-    def say() -> None:
-        global _said
-        first = "" if _said else "tinyroberta: the first run compiles for this CPU and keeps it (`tinyroberta warmup`: ahead)\n"
-        _said = True
-        print(f"{first}tinyroberta: compiling {name}", file=sys.stderr, flush=True)
-
-    timer = threading.Timer(1.0, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _claim(state, worker, spins):
+@njit(error_model="numpy")
+def claim(state, worker, spins):
     """Run blocks until none has come for `spins` looks."""
     looks = 0
     while looks <= spins:
@@ -100,12 +51,19 @@ def _claim(state, worker, spins):
                 pause()
 
 
-def _lie_down(state, worker):
+@Kernel
+def _work_on(state, worker, spins):
+    claim(state, worker, spins)
+
+
+@Kernel
+def _lie_down(state, worker, spins):
     """Say that a worker sleeps, then look once more."""
     store_word(state + SLEEPING + 64 * worker, 1)
-    claim(state, worker, 0)
+    claim(state, worker, spins)
 
 
+@partial(Kernel, count=5)
 def _share(state, function, arguments, total, threads):
     """Offer the blocks to the workers, work on them too and return when all are done."""
     store_word(state + DONE, 0)
@@ -118,15 +76,15 @@ def _share(state, function, arguments, total, threads):
         pause()
 
 
+@Kernel
 def _alone(function, arguments, total):
     for block in range(total):
         call_kernel(function, arguments, block, 0)
 
 
-claim = _compile(njit, "void(int64, int64, int64)", _claim)
-lie_down = _compile(njit, "void(int64, int64)", _lie_down)
-share = _compile(njit, "void(int64, int64, int64, int64, int64)", _share)
-alone = _compile(njit, "void(int64, int64, int64)", _alone)
+def kept() -> bool:
+    """Whether the code that every call needs is in a file already."""
+    return _share.kept
 
 
 class Pool:
@@ -156,8 +114,8 @@ class Pool:
 def _work(state: Array, worker: int, wake: "SimpleQueue[None]") -> None:
     where = state.ctypes.data
     while True:
-        claim(where, worker, SPINS)
-        lie_down(where, worker)
+        _work_on(where, worker, SPINS)
+        _lie_down(where, worker, 0)
         wake.get()
 
 
@@ -172,11 +130,11 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
     if count > 1 and pool.lock.acquire(blocking=False):
         try:
             pool.ready(count)
-            share(pool.state.ctypes.data, kernel.address, arguments.ctypes.data, blocks, count)
+            _share(pool.state.ctypes.data, kernel.address, arguments.ctypes.data, blocks, count)
         finally:
             pool.lock.release()
     else:
-        alone(kernel.address, arguments.ctypes.data, blocks)
+        _alone(kernel.address, arguments.ctypes.data, blocks)
 
 
 def address(x: "Array | None") -> int:
@@ -207,8 +165,8 @@ def _pool() -> Pool:
 
 def _forget() -> None:
     """In a forked child: the parent's workers are not there, and its locks may be held by threads that are not there."""
-    global _shared, _starting, _compiling
-    _shared, _starting, _compiling = None, threading.Lock(), threading.RLock()
+    global _shared, _starting
+    _shared, _starting = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

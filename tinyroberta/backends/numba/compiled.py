@@ -1,0 +1,263 @@
+"""Kernels: compiled by Numba when a machine first needs them, kept as object files, and from then on loaded without Numba.
+
+Importing Numba and reading its own cache take longer than loading a base model. So `njit`, `intrinsic` and the rest are promises
+here, which the first compilation of a process turns into Numba's; llvmlite alone loads what is kept. A file is named by a hash of
+this backend's sources, Numba, LLVM and the CPU, holds a checksum, and is written whole or not at all: an upgrade, another CPU or
+a second process can never make it stale. Files are looked for where the package lies and in the user's cache, also where nothing
+can be written (an image made by another user); NUMBA_CACHE_DIR names another folder for both.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+from llvmlite import binding, ir
+
+from ...errors import Error
+from ...weights.files import write_atomically
+
+# Symbols that every process has; code that names others (Numba's runtime) is loaded after Numba itself.
+C_LIBRARY = {"malloc", "free", "memset", "memcpy", "memmove", "sqrtf", "log1pf"}
+UNUSED = "NRT_MemInfo_call_dtor"
+ENTRY = "tinyroberta_kernel"
+OTHERWISE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")  # the variables of Numba's that change no code
+
+
+class Promise:
+    """What Numba will make of a function, or a thing of Numba's, once something is compiled."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.made = cache(make)
+
+
+def njit(function: Any = None, **options: Any) -> Any:
+    """numba.njit, promised."""
+    if function is None:
+        return lambda function: njit(function, **options)
+    return Promise(lambda: _numba("njit")(**options)(_with_kept_promises(function)))
+
+
+def _with_kept_promises(function: Any) -> Any:
+    """A function, whose closure holds what its promises made."""
+    for cell in function.__closure__ or ():
+        if isinstance(cell.cell_contents, Promise):
+            cell.cell_contents = cell.cell_contents.made()
+    return function
+
+
+def intrinsic(function: Any) -> Any:
+    """numba.extending.intrinsic, promised."""
+    return Promise(lambda: _numba("extending").intrinsic(function))
+
+
+def _numba(name: str) -> Any:
+    return getattr(importlib.import_module("numba"), name)
+
+
+carray: Any = Promise(lambda: _numba("carray"))
+types: Any = Promise(lambda: _numba("types"))
+cgutils: Any = Promise(lambda: importlib.import_module("numba.core.cgutils"))
+
+
+def keep_promises() -> None:
+    """Import Numba, and put what it makes where the modules of this backend hold its promises."""
+    importlib.import_module("numba.extending")
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{__package__}."):
+            held = {key: value.made() for key, value in vars(module).items() if isinstance(value, Promise)}
+            vars(module).update(held)
+
+
+class Kernel:
+    """A function of int64 numbers, void, as machine code: `address` is where it stands, a call runs it without Python's lock."""
+
+    every: "list[Kernel]" = []  # noqa: RUF012
+
+    def __init__(self, function: Any, count: int = 3) -> None:
+        self.function, self.count, self.name = function, count, function.__name__.strip("_")
+        self.missing: Callable[[], str | None] = lambda: None  # what the machine lacks for it
+        self._loaded: tuple[Any, Any] | None = None  # the code, the function
+        Kernel.every.append(self)
+
+    @property
+    def address(self) -> int:
+        """Where the machine code is; loaded, or compiled, when it is first asked for."""
+        return int(ctypes.cast(self._function, ctypes.c_void_p).value or 0)
+
+    def __call__(self, *numbers: int) -> None:
+        self._function(*numbers)
+
+    @property
+    def _function(self) -> Any:
+        if self._loaded is None:
+            with _compiling:
+                if self._loaded is None:
+                    self._loaded = _load(_kept(self) or _compile(self), self.count)
+        return self._loaded[1]
+
+    @property
+    def kept(self) -> bool:
+        """Whether its machine code is in a file."""
+        return _kept(self) is not None
+
+
+_compiling = threading.RLock()
+
+
+def _load(content: bytes, count: int) -> tuple[Any, Any]:
+    """Object code in this process: what holds it, and the function."""
+    if content[0]:
+        keep_promises()
+        importlib.import_module("numba.core.registry").cpu_target.target_context.refresh()
+    machine = binding.Target.from_default_triple().create_target_machine()
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(content[1:]))
+    engine.finalize_object()
+    return engine, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(engine.get_function_address(ENTRY))
+
+
+def _compile(kernel: Kernel) -> bytes:
+    """Object code, which is kept if it can be: a byte that says whether it needs Numba's runtime, then an object file."""
+    _announce()
+    keep_promises()
+    lock = importlib.import_module("numba.core.compiler_lock").global_compiler_lock
+    kinds = (types.int64,) * kernel.count
+    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    dispatcher = _numba("njit")(**options)(kernel.function)
+    dispatcher.compile(types.void(*kinds))
+    result = dispatcher.overloads[kinds]
+    context = result.target_context
+    library = context.codegen().create_library(kernel.name)
+    library.enable_object_caching()
+    module = library.create_ir_module(kernel.name)
+    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * kernel.count), ENTRY)
+    builder = ir.IRBuilder(entry.append_basic_block())
+    native = ir.Function(module, context.call_conv.get_function_type(types.void, kinds), result.fndesc.llvm_func_name)
+    context.call_conv.call_function(builder, native, types.void, kinds, entry.args)
+    builder.ret_void()
+    if not _foreign(result.library) - {*C_LIBRARY, UNUSED}:  # without arrays of Numba's own there are none to take down
+        unused = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()]), UNUSED)
+        ir.IRBuilder(unused.append_basic_block()).ret_void()
+    library.add_ir_module(module)
+    library.add_linking_library(result.library)
+    with lock:
+        library.finalize()
+    foreign = _foreign(library)
+    content = bytes([not foreign <= C_LIBRARY]) + bytes(library._get_compiled_object())
+    for folder in _folders():
+        path = folder / _file(kernel)
+        try:
+            write_atomically(path, lambda part: part.write_bytes(hashlib.sha256(content).digest() + content))
+        except Error:
+            continue
+        for other in folder.glob(_file(kernel, "*")):
+            if other != path and folder.name == "__pycache__":  # of sources that are no more
+                other.unlink(missing_ok=True)
+        break
+    return content
+
+
+def _foreign(library: Any) -> set[str]:
+    """The symbols that compiled code looks for elsewhere."""
+    functions = library._final_module.functions
+    return {function.name for function in functions if function.is_declaration and not function.name.startswith("llvm.")}
+
+
+def _kept(kernel: Kernel) -> bytes | None:
+    for folder in _folders():
+        try:
+            content = (folder / _file(kernel)).read_bytes()
+        except OSError:
+            continue
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            return content[32:]
+    return None
+
+
+def _folders() -> list[Path]:
+    """Where object files are looked for, and written in the first that takes them."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return [Path(os.environ["NUMBA_CACHE_DIR"]) / "tinyroberta"]
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises where there is none
+    user = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": home / "Library" / "Caches"}
+    own = Path(user.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return [Path(__file__).parent / "__pycache__", *([own / "tinyroberta"] if own.is_absolute() else [])]
+
+
+def _file(kernel: Kernel, sources: str = "") -> str:
+    return f"{kernel.function.__module__.rpartition('.')[2]}.{kernel.name}.{sources or _sources()}.{_machine()}.o"
+
+
+@cache
+def _sources() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+@cache
+def _machine() -> str:
+    """A hash of what else decides on the code: LLVM, Numba and its variables, the CPU."""
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] not in OTHERWISE)
+    cpu = (binding.get_process_triple(), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    told = (llvmlite.__version__, (FOLDER / "_version.py").read_bytes(), cpu, variables)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def lacking() -> list[Kernel]:
+    """The kernels that this machine can run and has no code of."""
+    return [kernel for kernel in Kernel.every if kernel.missing() is None and not kernel.kept]
+
+
+def warmup(tell: Callable[[str], object] = lambda _: None) -> None:
+    """Compile every kernel that this machine can run and has no code of, telling of each; raises Error where none can be kept."""
+    global _announced
+    _announced, kernels = True, lacking()
+    for number, kernel in enumerate(kernels, 1):
+        tell(f"compiling {number} of {len(kernels)}: {kernel.name.replace('_', ' ')}")
+        kernel.address  # noqa: B018
+        if not kernel.kept:
+            raise Error(
+                f"compiled code cannot be kept: {' and '.join(map(str, _folders()))} cannot be written; set NUMBA_CACHE_DIR"
+            )
+
+
+_announced = False
+
+
+def _announce() -> None:
+    """Say once in a process what takes so long; `logging` shows a warning on standard error unless it is told otherwise."""
+    global _announced
+    if not _announced:
+        import logging
+
+        _announced = True
+        told = (
+            "tinyroberta: compiling up to %d kernels for this CPU, once, about a second each; `tinyroberta warmup` does it ahead"
+        )
+        logging.getLogger("tinyroberta").warning(told, len(lacking()))
+
+
+def _forget() -> None:
+    """In a forked child: the lock may be held by a thread that is not there."""
+    global _compiling
+    _compiling = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+_found = importlib.util.find_spec("numba")
+if _found is None or _found.origin is None:
+    raise ImportError("Numba is not installed", name="numba")
+FOLDER = Path(_found.origin).parent  # Numba's, which is not imported
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
