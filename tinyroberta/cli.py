@@ -116,14 +116,15 @@ def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Print the version, the backends and what each of them runs on."""
     print(f"tinyroberta {__version__}")
     print(f"numpy backend (default): NumPy {numpy.__version__}, float32 and float64")
-    try:
-        compiled: Any = load_backend("numba")
-    except Error as error:
-        print(f"numba backend: {error}")
-        return 0
-    print("numba backend: float32")
-    for line in compiled.describe():
-        print(f"  {line}")
+    for name in ("numba", "cupy"):
+        try:
+            backend: Any = load_backend(name)
+        except Error as error:
+            print(f"{name} backend: {error}")
+            continue
+        print(f"{name} backend: float32")
+        for line in backend.describe():
+            print(f"  {line}")
     return 0
 
 
