@@ -81,7 +81,7 @@ RECORDED_TOKENS = 2048  # past this the launches cost nothing beside the work
 RECORDINGS = 32  # graphs that prepared weights keep, the least used leaving first
 DEEPEST = 32768  # numbers of a row up to which products of digits add up in int32
 ROUTES = {"float": "plain float32", "sliced": "exact products of 8-bit digits on the integer tensor cores"}
-ROUTE = "float"  # the default, until `python -m benchmarks.gpu` has timed both on a GPU
+ROUTE, REASON = "float", "neither route has been timed on a GPU yet"  # the default, for `python -m benchmarks.gpu` to decide
 
 
 class Dense(NamedTuple):
@@ -184,7 +184,7 @@ def chosen_route() -> str:
 def describe() -> list[str]:
     """What runs on this machine and why, a line each."""
     route, asked = chosen_route(), os.environ.get("TINYROBERTA_GPU")
-    why = f"as TINYROBERTA_GPU={asked} asks" if asked else "the default; not chosen by a measurement yet"
+    why = f"as TINYROBERTA_GPU={asked} asks" if asked else f"the default; {REASON}"
     return [
         f"GPU: {cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)['name'].decode()}",
         f"matrix products: {'own kernels' if cublaslt.library() is None else 'cuBLASLt where it fits, else own kernels'}",
@@ -483,9 +483,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         if path[-1].endswith(("_embeddings", "_embedding")):
             table = move(branch["weight"], FLOAT)
             return {"weight": Segments(table, "LayerNorm" in tree["embeddings"]) if path[-1].startswith("token_type") else table}
-        if (
-            branch["weight"].ndim == 1
-        ):  # a norm: as its product wants it where only one reads it, in a pre-norm layer and the head
+        if branch["weight"].ndim == 1:  # a norm: as its product wants it where nothing else reads it: pre-norm, the head
             wanted = DIGITS if sliced and len(branch["weight"]) <= DEEPEST else operand
             out = wanted if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
             return {"weight": Norm(move(branch["weight"], FLOAT), out), "bias": move(branch["bias"], FLOAT)}
