@@ -6,8 +6,8 @@ the sum over a layer's kernels of what takes longer, their work or their bytes, 
 and 4.3 TB/s, half that rate for TF32, and the 67 TFLOP/s in float32 of its data sheet. On another GPU the floor is still the
 H200's. Where torch or its CUDA is missing, its columns say so. The result goes to benchmarks/results.
 
-`highest` and `sliced` are the two routes of matmul_precision="highest": plain float32, and exact products of 8-bit digits, six
-of them where float32 has one, at twice bf16's rate. The last line says which is faster, and so what the default is to be.
+`highest` and `sliced` are the two routes of matmul_precision="highest": plain float32, and exact products of 8-bit digits, at
+least six where float32 has one, at twice bf16's rate. The last line says which is faster, and so what the default is to be.
 """
 
 import datetime

@@ -26,17 +26,17 @@ __device__ __forceinline__ void cut(const Row& row, signed char* digits, float* 
   for (int i = threadIdx.x * V; i < (width + CUT_STEP - 1) / CUT_STEP * CUT_STEP; i += 32 * V) {
     bool there = finite && i < width;
     if (there) row.read(x, i);
-    u32 cut[3] = {};
+    u32 bytes[3] = {};
     for (int j = 0; j < V; j++) {
       int n = there ? (int)rintf(x[j] * gain) : 0;
-      for (int s = 2; s >= 0; s--, n = (n + 128) >> 8) cut[s] |= (n & 0xffu) << 8 * j;
+      for (int s = 2; s >= 0; s--, n = (n + 128) >> 8) bytes[s] |= (n & 0xffu) << 8 * j;
     }
     for (int s = 0; s < 3; s++) {
       signed char* to = digits + i / CUT_STEP * CUT_BYTES + s * CUT_STEP + i % CUT_STEP;
       if constexpr (V == 4)
-        *reinterpret_cast<u32*>(to) = cut[s];
+        *reinterpret_cast<u32*>(to) = bytes[s];
       else
-        *to = (signed char)cut[s];
+        *to = (signed char)bytes[s];
     }
   }
   if (threadIdx.x == 0) *scale = finite ? 65536.f / gain : __int_as_float(0x7fffffff);
