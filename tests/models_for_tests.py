@@ -1,4 +1,6 @@
-"""What several tests share: outputs as flat arrays, the error between two of them, fresh models that hide nothing."""
+"""What several tests share: outputs as flat arrays, the error between two of them, fresh models that hide nothing; the definition
+of sliced products.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-6}  # relative, in the Frobenius no
 
 BY_TOKEN = {"last_hidden_state": 3, "hidden_states": 3, "logits": 3, "start_logits": 2, "end_logits": 2}  # and their rank
 
-Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = dict[str, Array]
 
 
 def relative_error(found: Any, expected: Any) -> float:
@@ -73,3 +76,27 @@ def new_model(cls: type, config: RobertaPreLayerNormConfig, seed: int = 0, **run
         if gain or name.endswith("bias"):
             tensors[name] = np.float32(gain) + np.float32(0.3) * random.standard_normal(x.shape, np.float32)
     return cls(config, tensors, **running)
+
+
+def digits(x: Array, count: int) -> tuple[Array, Array]:  # (T, K) -> (count, T, K) int64, (T,)
+    top = sum(127 * 256**i for i in range(count)) - 1
+    largest = np.abs(x).max(1, keepdims=True)
+    with np.errstate(over="ignore"):
+        gain = np.where(largest == 0, np.float32(1), np.float32(top) / np.where(largest == 0, np.float32(1), largest))
+    gain = np.minimum(gain, np.float32(2.0**126))
+    rest, found = np.rint(x * gain).astype(np.int64), []
+    for _ in range(count - 1):
+        digit = ((rest + 128) & 255) - 128
+        found.append(digit)
+        rest = (rest - digit) >> 8
+    return np.stack([rest, *found[::-1]]), (np.float32(256 ** (count - 1)) / gain)[:, 0]
+
+
+def sliced_product(x: Array, weight: Array, count: int, diagonals: int) -> Array:
+    """The definition: exact sums of digit products, a diagonal at a time, put together in float32."""
+    (a, row_scale), (b, column_scale) = digits(x, count), digits(weight, count)
+    sums = [sum(a[i] @ b[j].T for i in range(count) for j in range(count) if i + j == n) for n in range(diagonals)]
+    total = sums[-1].astype(np.float32)
+    for diagonal in sums[-2::-1]:
+        total = diagonal.astype(np.float32) + total * np.float32(1 / 256)
+    return total * (row_scale[:, None] * column_scale)

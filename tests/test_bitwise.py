@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models_for_tests import TOLERANCE, flatten, new_model, relative_error, worst
+from models_for_tests import TOLERANCE, flatten, new_model, relative_error, sliced_product, worst
 from test_golden import CASES, FOLDER, call, past_of
 from test_numpy_backend import exact_activation
 
@@ -63,28 +63,6 @@ def prepared(ops: Any, weight: np.ndarray, precision: str, second: bool) -> Any:
     dense = {"output": {"dense": {"weight": weight, "bias": np.zeros(len(weight), np.float32)}}}
     tree = ops.prepare({"0" if second else "attention": dense}, Settings(matmul_precision=precision, reproducible=True))
     return next(iter(tree.values()))["output"]["dense"]["weight"]
-
-
-def digits(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:  # (T, K) -> (count, T, K) int64, (T,)
-    top = sum(127 * 256**i for i in range(count)) - 1
-    largest = np.abs(x).max(1, keepdims=True)
-    gain = np.where(largest == 0, np.float32(1), np.float32(top) / np.where(largest == 0, np.float32(1), largest))
-    rest, found = np.rint(x * gain).astype(np.int64), []
-    for _ in range(count - 1):
-        digit = ((rest + 128) & 255) - 128
-        found.append(digit)
-        rest = (rest - digit) >> 8
-    return np.stack([rest, *found[::-1]]), (np.float32(256 ** (count - 1)) / gain)[:, 0]
-
-
-def sliced_product(x: np.ndarray, weight: np.ndarray, count: int, diagonals: int) -> np.ndarray:
-    """Exact sums of digit products, a diagonal at a time, put together in float32: by int64, whatever the order."""
-    (a, row_scale), (b, column_scale) = digits(x, count), digits(weight, count)
-    sums = [sum(a[i] @ b[j].T for i in range(count) for j in range(count) if i + j == n) for n in range(diagonals)]
-    total = sums[-1].astype(np.float32)
-    for diagonal in sums[-2::-1]:
-        total = diagonal.astype(np.float32) + total * np.float32(1 / 256)
-    return total * (row_scale[:, None] * column_scale)
 
 
 # The definition against float64 and integers.

@@ -20,8 +20,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
+from models_for_tests import digits, sliced_product
 
 import tinyroberta
+import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
@@ -36,6 +38,7 @@ BF16 = ml_dtypes.bfloat16
 UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
+WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
 SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
 
 
@@ -43,6 +46,7 @@ SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
 def cupy() -> Iterator[Any]:
     with stand_in.installed() as module:
         yield module
+    os.environ.pop("TINYROBERTA_GPU", None)
 
 
 @pytest.fixture
@@ -60,9 +64,10 @@ def order(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def use(ops: Any, route: str) -> None:
-    """Let products take cuBLASLt's place-holder, or this package's own kernels."""
+    """Let products take cuBLASLt's place-holder, this package's own kernels, or the sliced ones of those."""
+    os.environ["TINYROBERTA_GPU"] = "sliced" if route == "sliced" else "float"
     real = LIBRARIES.setdefault(id(ops), ops.cublaslt.library)
-    library = None if route == "own" else cublaslt.Library() if ops.cp.RawModule is stand_in.RawModule else real()
+    library = None if route != "cuBLASLt" else cublaslt.Library() if ops.cp.RawModule is stand_in.RawModule else real()
     ops.cublaslt.library = lambda: library
 
 
@@ -119,8 +124,7 @@ def test_embed(ops: Any, order: str, width: int, kind: str) -> None:  # noqa: AR
 
 
 @pytest.mark.parametrize(("M", "N", "K"), [(1, 1, 1), (7, 33, 50), (65, 40, 136), (129, 130, 33)])
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize(("precision", "route"), WAYS)
 def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int, K: int) -> None:  # noqa: ARG001
     use(ops, route)
     random = np.random.default_rng()
@@ -132,6 +136,9 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
                        Settings(matmul_precision=precision))  # fmt: skip
     exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
     operands = 2.0**-10 if precision == "high" and route == "cuBLASLt" else 0.0  # TF32 rounds both to 11 bits
+    # digits are steps of a row's largest number, 2^-23; the products left out are of that size too, and their signs are random
+    largest = np.abs(x).max(1, keepdims=True) * np.abs(w).max(1)
+    steps = 2.0**-21 * largest * math.sqrt(K) if route == "sliced" else 0.0
     for activation, added in (
         (None, None),
         ("gelu", None),
@@ -149,22 +156,135 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
             )
             rounded = UNIT_BF16 if y.dtype == BF16 else UNIT
             # no activation has a slope above 1.13; results of 16 bits are rounded before an activation and a residual, and after
-            bound = 1.2 * ((K + 4) * UNIT + operands + rounded) * size + gelu + 2 * rounded * (np.abs(wanted) + 1)
+            bound = 1.2 * (((K + 4) * UNIT + operands + rounded) * size + steps) + gelu + 2 * rounded * (np.abs(wanted) + 1)
             assert (np.abs(host(y) - wanted) <= bound).all(), (activation, y.dtype)
 
 
-def test_16_bit_floats_of_the_other_kind(ops: Any, cupy: Any, order: str) -> None:  # noqa: ARG001
+def rows_of_every_size(rows: int, width: int) -> Any:
+    """Random rows from 1e-38 to 1e38, one of zeros."""
     random = np.random.default_rng()
-    x, w = (random.standard_normal(shape).astype(np.float16) for shape in ((30, 40), (20, 40)))
-    y, bias = cupy.empty((30, 20), np.float16), random.standard_normal(20).astype(np.float16)
-    sizes = (np.int32(30), np.int32(20), np.int32(40))
-    ops.launch("linear_mma<f16, f16, true>", (1, 1), (256,), *map(cupy.asarray, (x, w, bias)), None, y, *sizes, shared=61440)
-    exact = definition.gelu(x.astype(np.float64) @ w.T.astype(np.float64) + bias)
-    assert relative(host(y), exact) < 2.0**-11
-    q, k, v = (cupy.asarray(a) for a in random.standard_normal((3, 70, 64)).astype(np.float16))
-    sequences = spread((70,), (70,), False)
-    out, _ = ops.attention(q, k, v, sequences, 1)
-    assert relative(host(out), definition.attention(host(q), host(k), host(v), sequences, 1)[0]) < 2.0**-10
+    x = random.standard_normal((rows, width)) * 10.0 ** random.integers(-37, 37, (rows, 1))
+    x[rows // 2] = 0
+    x[rows // 3] = 1e-38 * random.random(width)  # so small that its digits are cut off
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (7, 30), (9, 64), (5, 129), (6, 132), (3, 768)])
+def test_cut(ops: Any, order: str, rows: int, width: int) -> None:  # noqa: ARG001
+    assert cut_misses(ops, rows, width) == 0
+
+
+def cut_misses(ops: Any, rows: int, width: int) -> int:
+    """How many digits and scales are not the definition's; past a row's end there are zeros."""
+    x = rows_of_every_size(rows, width)
+    (ours,) = ops.cut(ops.asarray(x))
+    expected, scales = digits(x, 3)
+    found = ours.digits.get().transpose(2, 0, 1, 3).reshape(3, rows, -1)
+    padded = np.pad(expected, ((0, 0), (0, 0), (0, -width % 64)))
+    return int((found != padded).sum() + (ours.scales.get() != scales).sum())
+
+
+def test_digits_and_scales_are_the_cpu_backends(ops: Any) -> None:
+    pytest.importorskip("numba")
+    from tinyroberta.backends.numba import norm
+
+    x = rows_of_every_size(37, 70)
+    (ours,), theirs = ops.cut(ops.asarray(x)), norm.cut(x, 3)
+    np.testing.assert_array_equal(ours.digits.get(), theirs.blocks.transpose(0, 3, 1, 2, 4).reshape(-1, 2, 3, 64)[:37])
+    np.testing.assert_array_equal(ours.scales.get(), theirs.scales[:37])
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (7, 30), (33, 36), (3, 768)])
+def test_a_norm_that_cuts_is_a_norm_and_a_cut(ops: Any, order: str, rows: int, width: int) -> None:  # noqa: ARG001
+    assert norm_cut_misses(ops, rows, width) == 0
+
+
+def norm_cut_misses(ops: Any, rows: int, width: int) -> int:
+    """How many digits and scales of a norm are not those of its float32 result."""
+    random = np.random.default_rng()
+    x, weight, bias = (ops.asarray(random.standard_normal(shape)) for shape in ((rows, width), width, width))
+    fused = ops.layer_norm(x, ops.Norm(weight, ops.DIGITS), bias, 1e-5)
+    (apart,) = ops.cut(ops.layer_norm(x, ops.Norm(weight, ops.FLOAT), bias, 1e-5))
+    return sum(int((getattr(fused, name).get() != getattr(apart, name).get()).sum()) for name in ("digits", "scales"))
+
+
+def sliced_layer(ops: Any, weight: Any, bias: Any, second: bool) -> Any:
+    """A dense layer's prepared weight and bias; a feed-forward's second keeps eight products."""
+    use(ops, "sliced")
+    dense = {"output": {"dense": {"weight": weight, "bias": bias}}}
+    tree = ops.prepare(dense if second else {"attention": dense}, Settings())
+    layer = (tree if second else tree["attention"])["output"]["dense"]
+    assert layer["weight"].diagonals == 3 + second
+    return layer
+
+
+def sliced_misses(ops: Any, shape: tuple[int, int, int], second: bool) -> int:
+    """How many numbers of a product are not the definition's, to the bit."""
+    random = np.random.default_rng()
+    M, N, K = shape
+    x, weight = rows_of_every_size(M, K), random.standard_normal((N, K)).astype(np.float32)
+    weight *= np.float32(10) ** random.integers(-1, 1, (N, 1)).astype(np.float32)
+    bias, residual = (random.standard_normal(s).astype(np.float32) for s in (N, (M, N)))
+    x[-1] /= np.abs(x[-1]).max()  # a row of the bias's size, where a sum rounded once would show
+    layer = sliced_layer(ops, weight, bias, second)
+    with np.errstate(all="ignore"):
+        exact = sliced_product(x, weight, 3, 3 + second) + bias
+        whole = exact + residual
+    plain = ops.linear(ops.asarray(x), **layer).get()
+    added = ops.linear(ops.asarray(x), **layer, residual=ops.asarray(residual)).get()
+    return int((plain.view(np.int32) != exact.view(np.int32)).sum() + (added.view(np.int32) != whole.view(np.int32)).sum())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 33, 50), (129, 65, 136), (64, 130, 64), (33, 20, 257)])
+@pytest.mark.parametrize("second", [False, True])
+def test_sliced_products_equal_their_definition(ops: Any, order: str, shape: tuple[int, int, int], second: bool) -> None:  # noqa: ARG001
+    assert sliced_misses(ops, shape, second) == 0
+
+
+def test_sliced_rows_that_are_not_finite_are_theirs_alone(ops: Any, order: str) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    x, weight = (random.standard_normal(shape).astype(np.float32) for shape in ((20, 70), (40, 70)))
+    layer = sliced_layer(ops, weight, np.zeros(40, np.float32), False)
+    clean = ops.linear(ops.asarray(x), **layer).get()
+    x[3, 5], x[17, 0] = np.nan, -np.inf
+    y = ops.linear(ops.asarray(x), **layer).get()
+    assert np.isnan(y[[3, 17]]).all()
+    np.testing.assert_array_equal(np.delete(y, [3, 17], 0), np.delete(clean, [3, 17], 0))
+    assert ops.linear(ops.asarray(x[:0]), **layer, activation="relu").shape == (0, 40)
+
+
+def test_a_sliced_row_has_the_same_bits_in_any_batch(ops: Any) -> None:
+    random = np.random.default_rng()
+    x, weight, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((150, 70), (40, 70), 40))
+    layer = sliced_layer(ops, weight, bias, False)
+    whole = ops.linear(ops.asarray(x), **layer, activation="gelu").get()
+    some = [7, 149, 64, 3]
+    np.testing.assert_array_equal(ops.linear(ops.asarray(x[some]), **layer, activation="gelu").get(), whole[some])
+
+
+@pytest.mark.parametrize("K", [300, 301])
+def test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces(ops: Any, monkeypatch: pytest.MonkeyPatch, K: int) -> None:
+    monkeypatch.setattr(ops, "DEEPEST", 128)
+    random = np.random.default_rng()
+    x, weight, bias, residual = (random.standard_normal(s).astype(np.float32) for s in ((7, K), (33, K), 33, (7, 33)))
+    pieces = [sliced_product(x[:, k : k + 128], weight[:, k : k + 128], 3, 3) for k in range(0, K, 128)]
+    summed = (pieces[0] + bias) + pieces[1] + pieces[2]
+    layer = sliced_layer(ops, weight, bias, False)
+    y = ops.linear(ops.asarray(x), **layer, activation="relu", residual=ops.asarray(residual)).get()
+    np.testing.assert_array_equal(y, np.maximum(summed, 0) + residual)
+
+
+def test_the_deepest_sum_of_digit_products_fits_in_int32(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 128 * 128 * 3 * ops.DEEPEST < 2**31  # three products of two digits of at most 128, for every number of a row
+
+    def right() -> bool:
+        row = np.full((1, ops.DEEPEST), 127 * 65793 - 1, np.float32)  # digits of 127
+        layer = sliced_layer(ops, row, np.zeros(1, np.float32), False)
+        return bool(ops.linear(ops.asarray(row), **layer).get() == sliced_product(row, row, 3, 3))
+
+    assert right()
+    monkeypatch.setattr(ops, "DEEPEST", 2 * ops.DEEPEST)  # planted
+    assert not right()
 
 
 def spread(queries: tuple[int, ...], keys: tuple[int, ...], causal: bool) -> Sequences:
@@ -315,8 +435,7 @@ BUDGETS = {
 }  # over all layers, weights of deviation 0.1
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("precision", BUDGETS)
+@pytest.mark.parametrize(("precision", "route"), WAYS)
 @pytest.mark.parametrize("name", SEVEN)
 def test_every_class_eager_recorded_and_replayed(ops: Any, name: str, precision: str, route: str) -> None:
     use(ops, route)
@@ -355,6 +474,37 @@ def test_a_layer_is_seven_launches(ops: Any) -> None:
     assert names == ["embed_layer_norm", *layer, *layer, "layer_norm", "activation", "cublasLtMatmul", "activation"]
 
 
+def test_a_layer_is_nine_launches_on_the_sliced_route(ops: Any) -> None:
+    use(ops, "sliced")
+    model, _ = pair("RobertaPreLayerNormModel")
+    stand_in.launched.clear()
+    model(**ragged())
+    layer = ["layer_norm_cut", "linear_sliced", "attention", "cut_rows", "linear_sliced",
+             "layer_norm_cut", "linear_sliced", "cut_rows", "linear_sliced"]  # fmt: skip
+    names = [name.split("<")[0] for name in stand_in.launched]
+    assert names == ["embed_layer_norm", *layer, *layer, "layer_norm", "cut_rows", "linear_sliced", "activation"]
+
+
+def test_outlying_norm_gains_cost_no_accuracy(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ops, "sliced")
+    random = np.random.default_rng()
+    x, gain, shift, weight, bias = (random.standard_normal(s) for s in ((50, 192), 192, 192, (100, 192), 100))
+    gain[[5, 101]] *= 100 / np.abs(gain[[5, 101]])
+    weight[:, [5, 101]] /= 100  # as trained models have it: what is large is read in small measure
+    x, gain, shift, weight, bias = (a.astype(np.float32) for a in (x, gain, shift, weight, bias))
+    normed = definition.layer_norm(*(a.astype(np.float64) for a in (x, gain, shift)), eps=1e-5)
+    exact = normed @ weight.T.astype(np.float64) + bias
+
+    def error() -> float:
+        branch = {"LayerNorm": {"weight": gain, "bias": shift}, "dense": {"weight": weight, "bias": bias}}
+        layer = ops.prepare({"layer": {"0": {"intermediate": branch}}}, Settings())["layer"]["0"]["intermediate"]
+        return relative(host(ops.linear(ops.layer_norm(ops.asarray(x), **layer["LayerNorm"], eps=1e-5), **layer["dense"])), exact)
+
+    assert error() < 4e-7
+    monkeypatch.setattr(ops, "fold", lambda branch, _: (branch, False))  # planted
+    assert error() > 1e-6
+
+
 def test_recordings_are_bounded(ops: Any) -> None:
     model, _ = pair("RobertaPreLayerNormModel")
     for batch in (1, 2, 3, 5, 9):
@@ -383,10 +533,13 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
+THREE = [("highest", "cuBLASLt"), ("medium", "cuBLASLt"), ("highest", "sliced")]
+
+
+@pytest.mark.parametrize(("precision", "route"), THREE)
 @pytest.mark.parametrize("feature", FEATURES)
-def test_features(ops: Any, feature: str, precision: str) -> None:
-    use(ops, "cuBLASLt")
+def test_features(ops: Any, feature: str, precision: str, route: str) -> None:
+    use(ops, route)
     changes, given = FEATURES[feature]
     model, exact = pair("RobertaPreLayerNormModel", dataclasses.replace(CONFIG, **changes), matmul_precision=precision)
     for _ in range(2):
@@ -395,10 +548,10 @@ def test_features(ops: Any, feature: str, precision: str) -> None:
         alike(model(**inputs), exact(**inputs), tolerance)
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize(("precision", "route"), THREE)
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta-xl"])
-def test_other_families(ops: Any, family: str, precision: str) -> None:
-    use(ops, "cuBLASLt")
+def test_other_families(ops: Any, family: str, precision: str, route: str) -> None:
+    use(ops, route)
     fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(CONFIG) if f.init and f.name != "model_type"}
     config = CONFIGS[family](**fields)
     name = {"roberta": "RobertaForMaskedLM", "xlm-roberta-xl": "XLMRobertaXLForMaskedLM"}[family]
@@ -423,8 +576,9 @@ def test_labels(ops: Any, name: str) -> None:  # noqa: ARG001
         alike(model(**inputs, **labels), exact(**inputs, **labels), 1e-5)
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_a_cache_gives_what_the_whole_text_gives(ops: Any, precision: str) -> None:  # noqa: ARG001
+@pytest.mark.parametrize(("precision", "route"), THREE)
+def test_a_cache_gives_what_the_whole_text_gives(ops: Any, precision: str, route: str) -> None:
+    use(ops, route)
     config = dataclasses.replace(CONFIG, is_decoder=True)
     model, exact = pair("RobertaPreLayerNormForCausalLM", config, matmul_precision=precision)
     ids = np.random.default_rng().integers(3, 60, (3, 9))
@@ -442,7 +596,9 @@ def test_a_cache_gives_what_the_whole_text_gives(ops: Any, precision: str) -> No
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_an_encoder_and_a_decoder(ops: Any) -> None:  # noqa: ARG001
+@pytest.mark.parametrize("route", ["own", "sliced"])
+def test_an_encoder_and_a_decoder(ops: Any, route: str) -> None:
+    use(ops, route)
     encoder, exact_encoder = pair("RobertaPreLayerNormModel")
     config = dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True, hidden_size=24, decoder_start_token_id=0)
     decoder, exact_decoder = pair("RobertaPreLayerNormForCausalLM", config)
@@ -512,10 +668,36 @@ def test_a_machine_without_cupy_or_a_gpu_says_what_is_missing(monkeypatch: pytes
     assert "8.0" in old
 
 
+def test_a_route_that_there_is_not(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYROBERTA_GPU", "abacus")
+    with pytest.raises(Error, match=r"'abacus'; this version has float, sliced"):
+        ops.prepare({}, Settings())
+
+
+@pytest.mark.parametrize("route", ["", "float", "sliced"])
+def test_the_route_is_described(ops: Any, monkeypatch: pytest.MonkeyPatch, route: str) -> None:
+    monkeypatch.setenv("TINYROBERTA_GPU", route)
+    line = ops.describe()[-1]
+    assert (route or ops.ROUTE) in line
+    assert (f"TINYROBERTA_GPU={route} asks" if route else ops.REASON) in line
+
+
+def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    assert tinyroberta.cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "cupy backend: float32\n  GPU: stand-in\n" in printed
+    assert "in highest precision: float, plain float32" in printed
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "tinyroberta.backends.cupy")
+    assert tinyroberta.cli.main(["info"]) == 0
+    assert "cupy backend: backend='cupy' needs CuPy, which is not installed: pip install" in capsys.readouterr().out
+
+
 # Compilation for real GPUs.
 
 REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
-             "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48}  # fmt: skip
+             "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48, "cut_rows": 48, "layer_norm_cut": 64,
+             "linear_sliced": 240}  # fmt: skip
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
@@ -532,11 +714,17 @@ def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
     code = ops.source("layer_norm.cu")
     with pytest.raises(RuntimeError, match="INFINITY"):
         nvrtc.compiled(code.replace("sum = 0.f,", "sum = INFINITY,"), "sm_90", ["layer_norm<float, 1>"])
-    code = ops.source("linear_mma.cu").replace("m16n8k16.row.col", "m16n8k15.row.col")
-    with pytest.raises(RuntimeError, match=r"ptxas|PTX|Instruction"):
-        nvrtc.compiled(code, "sm_90", ["linear_mma<bf16, bf16, false>"])
+    for file, name, right in (
+        ("linear_mma.cu", "linear_mma<bf16, false>", 16),
+        ("linear_sliced.cu", "linear_sliced<3, false>", 32),
+    ):
+        code = ops.source(file).replace(f"m16n8k{right}.row.col", "m16n8k15.row.col")
+        with pytest.raises(RuntimeError, match=r"ptxas|PTX|Instruction"):
+            nvrtc.compiled(code, "sm_90", [name])
     crowded = ops.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
-    assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<bf16, 128, true>"])["attention_mma<bf16, 128, true>"].spills > 0
+    assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<128, true>"])["attention_mma<128, true>"].spills > 0
+    crowded = ops.source("linear_sliced.cu").replace("__launch_bounds__(256)", "__launch_bounds__(256, 2)")
+    assert nvrtc.compiled(crowded, "sm_90", ["linear_sliced<4, false>"])["linear_sliced<4, false>"].spills > 0
 
 
 # Planted bugs: what each check above is worth.
@@ -593,7 +781,7 @@ PLANTED = {  # file, what stands there, the bug, the check that sees it
     "no barrier after the wait": ("linear_mma.cu", "    __syncthreads();\n    if (step", "    if (step", "product16"),
     "rows that no 16-byte access meets": ("linear_mma.cu", "PITCH = DEPTH + 8", "PITCH = DEPTH + 4", "product16"),
     "a wrong lane gives the address": ("linear_mma.cu", "lane / 8 % 2 * 8", "lane / 16 % 2 * 8", "product16"),
-    "the tail of K is not zeroed": ("primitives.cuh", "i < valid ? global[i] : T{0}", "global[i]", "product16 odd"),
+    "the tail of K is not zeroed": ("primitives.cuh", "i < valid ? global[i] : bf16{0}", "global[i]", "product16 odd"),
     "sums are not scaled down": ("attention.cu", "sum[i][c] *= fade", "sum[i][c] *= 1.f", "attention"),
     "one key too many under causality": ("attention.cu", "key <= before + row", "key <= before + row + 1", "attention"),
     "half the lanes' totals are left out": (
@@ -613,6 +801,33 @@ PLANTED = {  # file, what stands there, the bug, the check that sees it
     ),
     "one pass for the variance": (
         "norm.cuh", "squares += (x[j] - mean) * (x[j] - mean)", "squares += x[j] * x[j] - mean * mean", "norm",
+    ),
+    "digits are waited for too late": ("linear_sliced.cu", "fetch_wait<STAGES - 2>();", "fetch_wait<STAGES - 1>();", "sliced"),
+    "no barrier after the digits' wait": ("linear_sliced.cu", "    __syncthreads();\n    if (step", "    if (step", "sliced"),
+    "digits that no 16-byte access meets": ("linear_sliced.cu", "PITCH = CUT_BYTES + 16", "PITCH = CUT_BYTES + 8", "sliced"),
+    "a wrong lane gives the digits' address": ("linear_sliced.cu", "lane / 8 % 2 * 16", "lane / 16 % 2 * 16", "sliced"),
+    "a product of digits is left out": ("linear_sliced.cu", "e < 3 && d + e", "e < 2 && d + e", "sliced"),
+    "a diagonal counts for the next": ("linear_sliced.cu", "mma(sum[d + e]", "mma(sum[d + e - (d == 2)]", "sliced"),
+    "the diagonals are added up the other way": (
+        "linear_sliced.cu", "value = (float)sum[DIAGONALS - 1][i][j][e];",
+        "value = 0.f, f = 1.f; for (int d = 0; d < DIAGONALS; d++, f *= 0x1p-8f) value += sum[d][i][j][e] * f; if (0)", "sliced",
+    ),
+    "the sum is rounded once": (
+        "linear_sliced.cu", "__fadd_rn(__fmul_rn(value, __fmul_rn(x_scales[m], w_scales[n])), bias ? bias[n] : 0.f)",
+        "fmaf(value, x_scales[m] * w_scales[n], bias ? bias[n] : 0.f)", "sliced",
+    ),
+    "a column too many is written": (
+        "linear_sliced.cu", "if (m >= M || n >= N) continue;", "if (m >= M || n > N) continue;", "sliced",
+    ),
+    "digits are not signed": ("cut.cuh", "n = (n + 128) >> 8", "n = n >> 8", "cut"),
+    "a number is cut off, not rounded": ("cut.cuh", "(int)rintf(x[j] * gain)", "(int)(x[j] * gain)", "cut"),
+    "the scale of tiny rows is not bounded": ("cut.cuh", ", 0x1p126f)", ", 0x1p127f)", "cut"),
+    "the largest of half a row": ("cut.cuh", "__reduce_max_sync(WHOLE_WARP, most)", "most", "cut"),
+    "no zeros past a row's end": ("cut.cuh", "bool there = finite && i < width;", "bool there = finite;", "cut"),
+    "a norm's rows are cut without their shift": ("layer_norm.cu", "x + (size_t)row * width}, weight, bias,",
+                                                  "x + (size_t)row * width}, weight, weight,", "norm cut"),
+    "a row that is not finite is cut as it is": (
+        "cut.cuh", "bool finite = most < 0x7f800000u;", "bool finite = true;", "not finite",
     ),
 }  # fmt: skip
 
@@ -634,10 +849,23 @@ def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplante
         "attention": (lambda: attention_error(ops, np.float32), 1e-5),
         "attention16": (lambda: attention_error(ops, BF16), UNIT_BF16),
         "norm": (lambda: norm_error(ops), 1e-3),
+        "sliced": (lambda: sum(sliced_misses(ops, (67, 50, 150), second) for second in (False, True)), 1),
+        "cut": (lambda: cut_misses(ops, 9, 150), 1),
+        "norm cut": (lambda: norm_cut_misses(ops, 9, 50), 1),
+        "not finite": (lambda: not_finite_misses(ops), 1),
     }
     assert not seen(*checks[kind])
     planted(ops, monkeypatch, file, right, wrong)
     assert seen(*checks[kind])
+
+
+def not_finite_misses(ops: Any) -> int:
+    """How many numbers of a row with an infinity and of one with a NaN come out as numbers."""
+    x = np.ones((3, 40), np.float32)
+    x[0, 3], x[2, 39] = np.inf, np.nan
+    layer = sliced_layer(ops, x[1:2], np.zeros(1, np.float32), False)
+    y = ops.linear(ops.asarray(x), **layer).get()
+    return int(np.isfinite(y[[0, 2]]).sum() + (~np.isfinite(y[1])).sum())
 
 
 AXPY = r"""
@@ -739,7 +967,7 @@ def test_planted_in_what_a_graph_keeps(cupy: Any) -> None:
     ("ctypes.byref(ctypes.c_float(residual is not None))", "ctypes.byref(ctypes.c_float(0))"),
     ("COMPUTE_32F_FAST_TF32 if tf32", "COMPUTE_32F_FAST_TF32 if not tf32"),
     ("EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36", "EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 32"),
-    ('TYPES = {"float32": 0, "float16": 2', 'TYPES = {"float32": 14, "float16": 2'),
+    ('TYPES = {"float32": 0', 'TYPES = {"float32": 14'),
 ])  # fmt: skip
 def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) -> None:
     path = Path(ops.cublaslt.__file__)
@@ -812,9 +1040,10 @@ def test_the_benchmark_runs_to_its_end(ops: Any, tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "stand-in" in path.name
     text = path.read_text()
-    for precision in ("medium", "high", "highest"):
-        assert sum(f"| {precision} |" in line for line in text.splitlines()) >= 2
-    assert "checks" in printed
+    for way in benchmark.WAYS:
+        assert f"checks: {way}: " in printed
+        assert sum(f"| {way} |" in line for line in text.splitlines()) == 2
+    assert 'ROUTE = "' in text
     assert "floor" in text
 
 

@@ -18,12 +18,16 @@ from tinyroberta.backends import load_backend
 pytestmark = pytest.mark.gpu
 
 CHECKS = (
-    "test_layer_norm", "test_embed", "test_linear", "test_16_bit_floats_of_the_other_kind", "test_attention",
+    "test_layer_norm", "test_embed", "test_linear", "test_cut", "test_a_norm_that_cuts_is_a_norm_and_a_cut",
+    "test_sliced_products_equal_their_definition", "test_sliced_rows_that_are_not_finite_are_theirs_alone",
+    "test_a_sliced_row_has_the_same_bits_in_any_batch", "test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces",
+    "test_the_deepest_sum_of_digit_products_fits_in_int32", "test_outlying_norm_gains_cost_no_accuracy", "test_attention",
     "test_attention_with_a_bias_and_a_head_mask", "test_a_row_that_may_read_nothing_reads_everything_alike",
     "test_attention_reads_a_cache", "test_activation", "test_every_class_eager_recorded_and_replayed",
     "test_a_replay_is_equal_to_the_eager_run", "test_recordings_are_bounded", "test_features", "test_other_families",
     "test_labels", "test_a_cache_gives_what_the_whole_text_gives", "test_an_encoder_and_a_decoder", "test_logits_to_keep",
-    "test_tied_weights_are_moved_once", "test_settings_that_a_gpu_does_not_do",
+    "test_tied_weights_are_moved_once", "test_settings_that_a_gpu_does_not_do", "test_a_route_that_there_is_not",
+    "test_the_route_is_described",
 )  # fmt: skip
 globals().update({name: getattr(shared, name) for name in CHECKS})
 

@@ -13,8 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from models_for_tests import TOLERANCE, flatten, new_model, relative_error, worst
-from test_bitwise import sliced_product
+from models_for_tests import TOLERANCE, flatten, new_model, relative_error, sliced_product, worst
 from test_golden import CASES, FOLDER, call, past_of
 from test_numpy_backend import exact_activation, exact_attention
 

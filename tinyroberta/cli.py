@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from . import __version__, convert, inspect
-from .backends import load_backend
+from .backends import default_backend, load_backend
 from .errors import Error
 
 
@@ -115,15 +115,18 @@ def fill_mask(arguments: argparse.Namespace) -> int:
 def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Print the version, the backends and what each of them runs on."""
     print(f"tinyroberta {__version__}")
-    try:
-        compiled: Any = load_backend("numba")
-        print("numba backend (default): float32")
-        for line in compiled.describe():
+    default = default_backend()
+    for name in ("numba", "cupy"):
+        try:
+            backend: Any = load_backend(name)
+        except Error as error:
+            print(f"{name} backend: {error}")
+            continue
+        print(f"{name} backend{' (default)' if name == default else ''}: float32")
+        for line in backend.describe():
             print(f"  {line}")
-        print(f"numpy backend (default for float64): NumPy {numpy.__version__}, float32 and float64")
-    except Error as error:
-        print(f"numpy backend (default): NumPy {numpy.__version__}, float32 and float64")
-        print(f"numba backend: {error}")
+    note = "default" if default == "numpy" else "default for float64"
+    print(f"numpy backend ({note}): NumPy {numpy.__version__}, float32 and float64")
     return 0
 
 

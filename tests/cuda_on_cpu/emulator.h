@@ -32,7 +32,6 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-struct f16;
 struct bf16;
 struct dim3 {
   unsigned x, y, z;
@@ -362,10 +361,7 @@ void sig1(char*& p) {
     return;
   } else if constexpr (std::is_void_v<T>)
     *p++ = 'v';
-  else if constexpr (std::is_same_v<T, f16>) {
-    *p++ = 'h';
-    *p++ = '2';
-  } else if constexpr (std::is_same_v<T, bf16>) {
+  else if constexpr (std::is_same_v<T, bf16>) {
     *p++ = 'b';
     *p++ = '2';
   } else {
@@ -498,6 +494,8 @@ inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __int_as_float(int x) {
   float f;
   memcpy(&f, &x, 4);
@@ -556,7 +554,7 @@ inline void wait(size_t keep) {
 }
 }  // namespace emulator
 
-// ---------------------------------------------------------------- half and bfloat16
+// ---------------------------------------------------------------- bfloat16
 namespace emulator {
 inline uint16_t bf16_of_float(float f) {
   uint32_t u;
@@ -569,17 +567,6 @@ inline float float_of_bf16(uint16_t b) {
   float f;
   memcpy(&f, &u, 4);
   return f;
-}
-inline uint16_t f16_of_float(float f) {
-  _Float16 h = f;
-  uint16_t u;
-  memcpy(&u, &h, 2);
-  return u;
-}
-inline float float_of_f16(uint16_t b) {
-  _Float16 h;
-  memcpy(&h, &b, 2);
-  return h;
 }
 }  // namespace emulator
 
@@ -595,13 +582,7 @@ inline __attribute__((optimize("O3"))) void mma(float (*__restrict d)[N], const 
       for (int j = 0; j < N; j++) d[i][j] += x * b[k][j];
     }
 }
-template <class T>
-inline float as16(uint32_t r, int high) {
-  uint16_t bits = uint16_t(high ? r >> 16 : r);
-  return std::is_same_v<T, bf16> ? float_of_bf16(bits) : float_of_f16(bits);
-}
-// mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32 with the register layout of the PTX manual
-template <class T>
+// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 with the register layout of the PTX manual
 inline void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b) {
   struct X {
     float* d;
@@ -613,9 +594,9 @@ inline void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b) {
       X& x = *static_cast<X*>(s[l]);
       int g = l / 4, t = l % 4;
       for (int r = 0; r < 4; r++)
-        for (int h = 0; h < 2; h++) A[g + (r & 1) * 8][t * 2 + h + (r >> 1) * 8] = as16<T>(x.a[r], h);
+        for (int h = 0; h < 2; h++) A[g + (r & 1) * 8][t * 2 + h + (r >> 1) * 8] = float_of_bf16(uint16_t(x.a[r] >> 16 * h));
       for (int r = 0; r < 2; r++)
-        for (int h = 0; h < 2; h++) B[t * 2 + h + r * 8][g] = as16<T>(x.b[r], h);
+        for (int h = 0; h < 2; h++) B[t * 2 + h + r * 8][g] = float_of_bf16(uint16_t(x.b[r] >> 16 * h));
       for (int r = 0; r < 4; r++) D[g + (r >> 1) * 8][t * 2 + (r & 1)] = x.d[r];
     }
     mma<16, 8, 16>(D, A, B);
@@ -624,6 +605,29 @@ inline void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b) {
       int g = l / 4, t = l % 4;
       for (int r = 0; r < 4; r++) x.d[r] = D[g + (r >> 1) * 8][t * 2 + (r & 1)];
     }
+  });
+}
+// mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32: four numbers of K a register, the sums as above
+inline void mma_m16n8k32(int* d, const uint32_t* a, const uint32_t* b) {
+  struct X {
+    int* d;
+    const uint32_t *a, *b;
+  } x{d, a, b};
+  collective(~0u, &x, [](void** s, uint32_t) {
+    int8_t A[16][32], B[8][32];
+    for (int l = 0; l < 32; l++) {
+      X& x = *static_cast<X*>(s[l]);
+      int g = l / 4, t = l % 4;
+      for (int r = 0; r < 4; r++) memcpy(&A[g + (r & 1) * 8][t * 4 + (r >> 1) * 16], &x.a[r], 4);
+      for (int r = 0; r < 2; r++) memcpy(&B[g][t * 4 + r * 16], &x.b[r], 4);
+    }
+    for (int l = 0; l < 32; l++)
+      for (int r = 0; r < 4; r++) {
+        const int8_t *row = A[l / 4 + (r >> 1) * 8], *column = B[l % 4 * 2 + (r & 1)];
+        int sum = static_cast<X*>(s[l])->d[r];
+        for (int k = 0; k < 32; k++) sum += row[k] * column[k];
+        static_cast<X*>(s[l])->d[r] = sum;
+      }
   });
 }
 // ldmatrix.sync.aligned.m8n8.xN[.trans].shared.b16: lane 8*i+j gives the address of row j of matrix i

@@ -466,7 +466,7 @@ def arrange(
                 converted[id(branch)] = single(branch)
             return converted[id(branch)]
         if names[-1] in READERS and folds:
-            branch, folded = _fold(branch, names[-1])
+            branch, folded = fold(branch, names[-1])
         if names[-2:] == ("attention", "self"):
             parts = [branch[part] for part in ("query", "key", "value")]
             bias = np.concatenate([single(part["bias"]) for part in parts])
@@ -495,7 +495,7 @@ READ_BY_PRODUCTS = tuple((branch, norm) for branch, (norm, _) in READERS.items()
 FOLD_ABOVE = 4.0  # times the root mean square
 
 
-def _fold(branch: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
+def fold(branch: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
     """Move a norm's gains and shifts into the weights that read it, where they would make its rows' digits coarse.
 
     W (g x + b) + c = (W g) x + (W b + c), in float64. A row's digits are relative to its largest number, so a channel that is far

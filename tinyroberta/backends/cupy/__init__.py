@@ -4,16 +4,21 @@ backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "hig
 the products' operands cut to TF32 by cuBLASLt; "medium" gives products and attention bf16 operands and float32 sums, and
 keeps norms' insides, softmax and the residual stream in float32. Results are CuPy arrays; nothing waits for the GPU.
 
+For "highest" there are two routes: plain float32, and exact products of 8-bit digits on the integer tensor cores
+(linear_sliced.cu), as accurate. TINYROBERTA_GPU=float|sliced chooses one; `python -m benchmarks.gpu` times both.
+
 Shapes: T tokens packed one sequence after another, Tq of them queries and Tk keys; D the model's width, H heads of width d.
 """
 
 import functools
 import math
+import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +28,7 @@ import numpy as np
 
 from ...errors import Error
 from .. import Activation, Sequences, Settings
+from ..bitwise import DEEPEST, READERS, fold
 from ..numpy import relative  # noqa: F401  (NumPy's einsum hands CuPy's arrays to CuPy)
 
 try:
@@ -44,23 +50,23 @@ Array = Any
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT = np.dtype(np.float32)
-NAMES = {FLOAT: "float", BF16: "bf16", np.dtype(np.float16): "f16"}
+DIGITS = np.dtype(np.int8)
+NAMES = {FLOAT: "float", BF16: "bf16"}
 KERNELS = {  # file: its kernels, as C++ names them
     "activation.cu": [f"activation<{x}, {y}>" for x, y in (("float", "float"), ("bf16", "bf16"), ("float", "bf16"))],
     "attention.cu": [f"attention<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
-    "attention_mma.cu": [
-        *(f"attention_mma<bf16, {size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))),
-        "attention_mma<f16, 64, false>",
-    ],
+    "attention_mma.cu": [f"attention_mma<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
     "attention_probs.cu": [f"{name}<{x}>" for name, x in product(("probabilities", "values"), ("float", "bf16"))],
+    "cut.cu": ["cut_rows<4>", "cut_rows<1>"],
     "embed.cu": [f"{name}<{many}>" for name, many in product(("embed", "embed_layer_norm"), (4, 1))],
-    "layer_norm.cu": [f"layer_norm<{y}, {many}>" for y, many in product(("float", "bf16"), (4, 1))],
-    "linear.cu": ["linear<false>", "linear<true>"],
-    "linear_mma.cu": [
-        *(f"linear_mma<bf16, {y}, {gelu}>" for y, gelu in product(("bf16", "float"), ("false", "true"))),
-        "linear_mma<f16, f16, true>",
-        "linear_mma<f16, float, false>",
+    "layer_norm.cu": [
+        *(f"layer_norm<{y}, {many}>" for y, many in product(("float", "bf16"), (4, 1))),
+        "layer_norm_cut<4>",
+        "layer_norm_cut<1>",
     ],
+    "linear.cu": ["linear<false>", "linear<true>"],
+    "linear_mma.cu": [f"linear_mma<{y}, {gelu}>" for y, gelu in product(("bf16", "float"), ("false", "true"))],
+    "linear_sliced.cu": [f"linear_sliced<{kept}, {gelu}>" for kept, gelu in product((3, 4), ("false", "true"))],
 }
 SOURCES = {path.name: path.read_text() for path in sorted(Path(__file__).with_name("kernels").glob("*.cu*"))}
 ACTIVATIONS = {  # the numbers of kernels/activation.cuh
@@ -74,6 +80,8 @@ TILE = 64  # queries that a block of the attention kernels takes
 WIDEST = 128  # of the heads that the fused kernels take; the others have their probabilities written out
 RECORDED_TOKENS = 2048  # past this the launches cost nothing beside the work
 RECORDINGS = 32  # graphs that prepared weights keep, the least used leaving first
+ROUTES = {"float": "plain float32", "sliced": "exact products of 8-bit digits on the integer tensor cores"}
+ROUTE, REASON = "float", "neither route has been timed on a GPU yet"  # the default, for `python -m benchmarks.gpu` to decide
 
 
 class Dense(NamedTuple):
@@ -84,8 +92,29 @@ class Dense(NamedTuple):
     out: Any
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Rows as digits (T, K / 64 rounded up, 3, 64) int8 and scales (T,): kernels/cut.cuh."""
+
+    digits: Array
+    scales: Array
+
+    def __len__(self) -> int:
+        return len(self.scales)
+
+    def __getitem__(self, rows: slice) -> "Cut":
+        return Cut(self.digits[rows], self.scales[rows])
+
+
+class Sliced(NamedTuple):
+    """A dense layer's prepared weight, (O, I) cut, DEEPEST of I at a time, and how many diagonals of products are kept."""
+
+    pieces: list[Cut]
+    diagonals: int
+
+
 class Norm(NamedTuple):
-    """A layer norm's prepared weight, (D,), and its result's dtype: that of the product which reads it."""
+    """A layer norm's prepared weight, (D,), and its result's dtype: that of the product which reads it; int8: cut for it."""
 
     array: Array
     out: Any
@@ -144,6 +173,25 @@ class _Uploaded(threading.local):
 _uploaded = _Uploaded()
 
 
+def chosen_route() -> str:
+    """The route for "highest" that TINYROBERTA_GPU names, else the default; raises Error on a name that there is not."""
+    route = os.environ.get("TINYROBERTA_GPU") or ROUTE
+    if route not in ROUTES:
+        raise Error(f"TINYROBERTA_GPU is {route!r}; this version has {', '.join(ROUTES)}")
+    return route
+
+
+def describe() -> list[str]:
+    """What runs on this machine and why, a line each."""
+    route, asked = chosen_route(), os.environ.get("TINYROBERTA_GPU")
+    why = f"as TINYROBERTA_GPU={asked} asks" if asked else f"the default; {REASON}"
+    return [
+        f"GPU: {cp.cuda.runtime.getDeviceProperties(cp.cuda.Device().id)['name'].decode()}",
+        f"matrix products: {'own kernels' if cublaslt.library() is None else 'cuBLASLt where it fits, else own kernels'}",
+        f"in highest precision: {route}, {ROUTES[route]} ({why})",
+    ]
+
+
 def source(file: str) -> str:
     """A kernel file with its includes in place, which is what compilers are given."""
     return re.sub(r'#include "(.*)"', lambda match: source(match[1]), SOURCES[file].replace("#pragma once\n", ""))
@@ -181,6 +229,12 @@ def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T,
     """Each row less its mean, over its standard deviation, scaled and shifted."""
     rows, width = len(x.token_types if isinstance(x, Embedded) else x), len(bias)
     sizes = (np.int32(rows), np.int32(width), np.float32(eps))
+    if weight.out == DIGITS:
+        x, y = cp.ascontiguousarray(x), _empty_cut(rows, width)
+        if rows:
+            together = _together(width, x)
+            _rowwise(f"layer_norm_cut<{together}>", rows, x, weight.array, bias, y.digits, y.scales, *sizes)
+        return y
     y = cp.empty((rows, width), weight.out)
     if not rows:
         return y
@@ -202,13 +256,16 @@ def _together(width: int, *arrays: Array | None) -> int:
 
 
 def linear(
-    x: Array, weight: Dense, bias: Array, activation: Activation | None = None, residual: Array | None = None
+    x: Array | Cut, weight: Dense | Sliced, bias: Array, activation: Activation | None = None, residual: Array | None = None
 ) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
     """activation(x W^T + b) + residual."""
     if callable(activation):
         y = _called(linear(x, weight, bias), activation)
         return y if residual is None else _elementwise(y, 0, residual)
-    w, out, name = weight.array, weight.out, 0 if activation is None else ACTIVATIONS[activation]
+    name = 0 if activation is None else ACTIVATIONS[activation]
+    if isinstance(weight, Sliced):
+        return _sliced_linear(x, weight, bias, name, residual)
+    w, out = weight.array, weight.out
     x = cp.ascontiguousarray(x)
     x = x if x.dtype == w.dtype else _converted(x, w.dtype)
     if not len(x):
@@ -236,8 +293,49 @@ def _own_linear(x: Array, w: Array, bias: Array, out: Any, gelu: bool, residual:
     if w.dtype == FLOAT:
         launch(f"linear<{fused}>", (-(-N // 64), -(-M // 64)), (256,), *args)
     else:
-        name = f"linear_mma<{NAMES[w.dtype]}, {NAMES[y.dtype]}, {fused}>"
+        name = f"linear_mma<{NAMES[y.dtype]}, {fused}>"
         launch(name, (-(-N // 128), -(-M // 128)), (256,), *args, shared=61440)
+    return y
+
+
+def cut(x: Array) -> list[Cut]:  # (T, K) -> DEEPEST of K at a time
+    """Rows as products of digits read them."""
+    x = x.astype(FLOAT, copy=False)
+    x = x if x.strides[1] == x.itemsize else cp.ascontiguousarray(x)
+    (T, K), row, cuts = x.shape, x.strides[0] // x.itemsize, []
+    for start in range(0, K, DEEPEST):
+        part = x[:, start : start + DEEPEST]
+        width = part.shape[1]
+        y = _empty_cut(T, width)
+        if T:
+            name = f"cut_rows<{_together(width | row, part)}>"
+            _rowwise(name, T, part, y.digits, y.scales, np.int32(T), np.int32(width), np.int64(row))
+        cuts.append(y)
+    return cuts
+
+
+def _empty_cut(rows: int, width: int) -> Cut:
+    return Cut(cp.empty((rows, -(-width // 64), 3, 64), DIGITS), cp.empty(rows, FLOAT))
+
+
+def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, name: int, residual: Array | None) -> Array:
+    """Each piece's product is added to those before; the only one takes the activation and the residual along if it can."""
+    parts = [x] if isinstance(x, Cut) else cut(x)
+    fused = len(parts) == 1 and name in (0, GELU)
+    y = residual if fused else None
+    for i, (part, w) in enumerate(zip(parts, weight.pieces, strict=True)):
+        y = _digit_product(part, w, weight.diagonals, None if i else bias, fused and name == GELU, y)
+    return y if fused else _elementwise(y, name, residual, y)
+
+
+def _digit_product(x: Cut, w: Cut, diagonals: int, bias: Array | None, gelu: bool, residual: Array | None) -> Array:
+    M, N, steps = len(x), len(w), w.digits.shape[1]
+    y = cp.empty((M, N), FLOAT)
+    if M:
+        sizes = (np.int32(M), np.int32(N), np.int32(steps))
+        args = (x.digits, x.scales, w.digits, w.scales, bias, residual, y, *sizes)
+        name = f"linear_sliced<{diagonals}, {str(gelu).lower()}>"
+        launch(name, (-(-N // 64), -(-M // 128)), (256,), *args, shared=79872)
     return y
 
 
@@ -287,7 +385,7 @@ def attention(
         shared = 4 * (128 * (size + 1) + 64 * 33)
         launch(f"attention<{size}, {spreads}>", grid, (256,), q, k, v, out, *work, shared=shared)
     else:
-        launch(f"attention_mma<{NAMES[q.dtype]}, {size}, {spreads}>", grid, (128,), q, k, v, out, *work, shared=512 * (size + 8))
+        launch(f"attention_mma<{size}, {spreads}>", grid, (128,), q, k, v, out, *work, shared=512 * (size + 8))
     return out, None
 
 
@@ -327,14 +425,14 @@ def _placed(sequences: Sequences) -> Places:
     if known is not None and id(sequences) in known:
         return known[id(sequences)][1]
     parts = (tiles_of(sequences), sequences.query_start, sequences.key_start, sequences.key_length)
-    places = Places(*_cut(cp.asarray(np.concatenate([np.ravel(x) for x in parts]).astype(np.int32)), [x.size for x in parts]))
+    places = Places(*_split(cp.asarray(np.concatenate([np.ravel(x) for x in parts]).astype(np.int32)), [x.size for x in parts]))
     places = places._replace(tiles=places.tiles.reshape(-1, 2))
     if known is not None:
         known[id(sequences)] = (sequences, places)
     return places
 
 
-def _cut(x: Array, sizes: list[int]) -> Iterator[Array]:
+def _split(x: Array, sizes: list[int]) -> Iterator[Array]:
     ends = np.cumsum(sizes).tolist()
     return (x[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
@@ -361,6 +459,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if settings.reproducible:
         raise Error("reproducible=True is not in the cupy backend: the same bits on every machine are not promised there yet")
     precision = settings.matmul_precision
+    sliced = chosen_route() == "sliced" and precision == "highest"
     operand = BF16 if precision == "medium" else FLOAT
     moved: dict[tuple[int, Any], tuple[Any, Array]] = {}  # what was moved is held, so that no other gets its id
 
@@ -370,25 +469,31 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             moved[key] = (x, cp.asarray(np.ascontiguousarray(x.astype(dtype, copy=False))))
         return moved[key][1]
 
-    def visit(branch: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    def visit(branch: dict[str, Any], path: tuple[str, ...], folded: bool = False) -> dict[str, Any]:
+        if sliced and path and path[-1] in READERS:
+            branch, folded = fold(branch, path[-1])
         if path[-1:] == ("self",) and path[-2:-1] == ("attention",):
             parts = [branch[part] for part in ("query", "key", "value")]
             joined = {leaf: np.concatenate([part[leaf] for part in parts]) for leaf in ("weight", "bias")}
             out = FLOAT if "distance_embedding" in branch else operand
             rest = {key: visit(value, (*path, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": _dense(joined, out)} | rest
+            return {"qkv": _dense(joined, out, folded)} | rest
         if isinstance(branch.get("weight"), dict) or "weight" not in branch:
-            return {key: visit(value, (*path, key)) for key, value in branch.items()}
+            return {key: visit(value, (*path, key), folded) for key, value in branch.items()}
         if path[-1].endswith(("_embeddings", "_embedding")):
             table = move(branch["weight"], FLOAT)
             return {"weight": Segments(table, "LayerNorm" in tree["embeddings"]) if path[-1].startswith("token_type") else table}
-        if branch["weight"].ndim == 1:  # a norm: 16 bits where only a product reads it, in a pre-norm layer and in the head
-            out = operand if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
+        if branch["weight"].ndim == 1:  # a norm: as its product wants it where nothing else reads it: pre-norm, the head
+            wanted = DIGITS if sliced and len(branch["weight"]) <= DEEPEST else operand
+            out = wanted if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
             return {"weight": Norm(move(branch["weight"], FLOAT), out), "bias": move(branch["bias"], FLOAT)}
         inner = path[-2:] == ("intermediate", "dense") or path[-1] in ("query", "key", "value")
-        return _dense(branch, operand if inner else FLOAT)
+        second = path[-2:] == ("output", "dense") and not any("attention" in name for name in path)
+        return _dense(branch, operand if inner else FLOAT, folded or second)
 
-    def _dense(branch: dict[str, Any], out: Any) -> dict[str, Any]:
+    def _dense(branch: dict[str, Any], out: Any, heavy: bool) -> dict[str, Any]:
+        if sliced:  # eight products for a heavy tail: of folded weights, and of what comes out of an activation
+            return {"weight": Sliced(cut(move(branch["weight"], FLOAT)), 3 + heavy), "bias": move(branch["bias"], FLOAT)}
         return {"weight": Dense(move(branch["weight"], operand), precision, out), "bias": move(branch["bias"], out)}
 
     return Prepared(visit(tree, ()))
@@ -468,7 +573,7 @@ def _layout(size: tuple[Any, ...]) -> list[int]:
 
 def _inputs(size: tuple[Any, ...], ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Any:
     inputs = np.zeros(sum(_layout(size)), np.int32)
-    room = list(_cut(inputs, _layout(size)))
+    room = list(_split(inputs, _layout(size)))
     room[3][:] = -1  # no tile
     places = (tiles_of(sequences).ravel(), sequences.query_start, sequences.key_start, sequences.key_length)
     for to, given in zip(room, (ids, positions, token_types, *places), strict=True):
@@ -483,7 +588,7 @@ def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any) -
     with stream, cp.cuda.using_allocator(pool.malloc):
         buffer = cp.empty(len(inputs), np.int32)
         buffer.set(inputs)
-        ids, positions, token_types, tiles, query_start, key_start, key_length = _cut(buffer, _layout(size))
+        ids, positions, token_types, tiles, query_start, key_start, key_length = _split(buffer, _layout(size))
         sequences = Sequences(query_start, key_start, key_length, size[2])
         assert _uploaded.places is not None
         _uploaded.places[id(sequences)] = (sequences, Places(tiles.reshape(-1, 2), query_start, key_start, key_length))

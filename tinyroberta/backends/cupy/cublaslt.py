@@ -16,7 +16,7 @@ from ...errors import Error
 
 Array = Any
 
-TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
+TYPES = {"float32": 0, "bfloat16": 14}  # cudaDataType
 COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77  # cublasComputeType_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36

@@ -1,6 +1,6 @@
 // y = activate(x) + residual, number by number; with the activation "linear" it converts between types or adds.
 //
-// x: n numbers (float, bf16 or f16); residual: n floats or null; y: n numbers, which may be x itself.
+// x: n numbers (float or bf16); residual: n floats or null; y: n numbers, which may be x itself.
 // Launch: a thread a number in steps of the grid: any grid of blocks of 256 threads.
 #include "primitives.cuh"
 #include "activation.cuh"

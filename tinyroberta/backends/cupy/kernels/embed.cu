@@ -32,12 +32,7 @@ __global__ void __launch_bounds__(128) embed(const int* ids, const int* position
                                              const float* position, const float* token_type, float* x, int rows, int width) {
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
-  Embedded<V> sum = embedded<V>(ids, positions, token_types, word, position, token_type, row, width);
-  float numbers[V];
-  for (int i = threadIdx.x * V; i < width; i += 32 * V) {
-    sum.read(numbers, i);
-    store<V>(x + (size_t)row * width + i, numbers);
-  }
+  write<V>(embedded<V>(ids, positions, token_types, word, position, token_type, row, width), x + (size_t)row * width, width);
 }
 
 template <int V>
@@ -46,6 +41,6 @@ __global__ void __launch_bounds__(128)
                      const float* token_type, const float* weight, const float* bias, float* y, int rows, int width, float eps) {
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
-  normalise<V>(embedded<V>(ids, positions, token_types, word, position, token_type, row, width), weight, bias,
-               y + (size_t)row * width, width, eps);
+  Embedded<V> sum = embedded<V>(ids, positions, token_types, word, position, token_type, row, width);
+  write<V>(normed<V>(sum, weight, bias, width, eps), y + (size_t)row * width, width);
 }

@@ -8,62 +8,31 @@ typedef long long i64;
 struct bf16 {
   unsigned short bits;
 };
-struct f16 {
-  unsigned short bits;
-};
 
 #define WHOLE_WARP 0xffffffffu
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)  // NVRTC has no INFINITY
 
 __device__ __forceinline__ float number(float x) { return x; }
 __device__ __forceinline__ float number(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
-__device__ __forceinline__ float number(f16 x) {
+
+// Two numbers rounded to nearest even and packed, the first in the low half.
+__device__ __forceinline__ u32 packed(float low, float high) {
 #ifdef CUDA_ON_CPU
-  return emulator::float_of_f16(x.bits);
+  return emulator::bf16_of_float(low) | (u32)emulator::bf16_of_float(high) << 16;
 #else
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  u32 y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
 #endif
 }
 
-// Two numbers rounded to nearest even and packed, the first in the low half.
-template <class T>
-struct Pack;
-template <>
-struct Pack<bf16> {
-  static constexpr bool BRAIN = true;
-  static __device__ __forceinline__ u32 of(float low, float high) {
-#ifdef CUDA_ON_CPU
-    return emulator::bf16_of_float(low) | (u32)emulator::bf16_of_float(high) << 16;
-#else
-    u32 y;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-#endif
-  }
-};
-template <>
-struct Pack<f16> {
-  static constexpr bool BRAIN = false;
-  static __device__ __forceinline__ u32 of(float low, float high) {
-#ifdef CUDA_ON_CPU
-    return emulator::f16_of_float(low) | (u32)emulator::f16_of_float(high) << 16;
-#else
-    u32 y;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-#endif
-  }
-};
-
 template <class T>
 __device__ __forceinline__ T rounded(float x) {
-  return T{(unsigned short)Pack<T>::of(x, 0.f)};
+  return x;
 }
 template <>
-__device__ __forceinline__ float rounded<float>(float x) {
-  return x;
+__device__ __forceinline__ bf16 rounded<bf16>(float x) {
+  return {(unsigned short)packed(x, 0.f)};
 }
 
 // V consecutive numbers, V = 4 from addresses that allow one access for all of them.
@@ -83,12 +52,12 @@ __device__ __forceinline__ void store(float* to, const float (&from)[V]) {
   else
     *to = from[0];
 }
-template <int V, class T>
-__device__ __forceinline__ void store(T* to, const float (&from)[V]) {
+template <int V>
+__device__ __forceinline__ void store(bf16* to, const float (&from)[V]) {
   if constexpr (V == 4)
-    *reinterpret_cast<uint2*>(to) = make_uint2(Pack<T>::of(from[0], from[1]), Pack<T>::of(from[2], from[3]));
+    *reinterpret_cast<uint2*>(to) = make_uint2(packed(from[0], from[1]), packed(from[2], from[3]));
   else
-    *to = rounded<T>(from[0]);
+    *to = rounded<bf16>(from[0]);
 }
 
 __device__ __forceinline__ float warp_sum(float x) {
@@ -102,22 +71,22 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Eight 16-bit numbers into shared memory, those from `valid` on as zeros: asynchronously (cp.async, 16 bytes) where both
-// addresses are multiples of 16 bytes, else one by one.
-template <class T>
-__device__ __forceinline__ void fetch(T* shared, const T* global, int valid, bool aligned) {
-  valid = valid < 0 ? 0 : valid > 8 ? 8 : valid;
-  if (!aligned) {
-#pragma unroll 1
-    for (int i = 0; i < 8; i++) shared[i] = i < valid ? global[i] : T{0};
-    return;
-  }
+// 16 bytes into shared memory asynchronously (cp.async), those from `valid` on as zeros; both addresses are multiples of 16.
+__device__ __forceinline__ void fetch_16(void* shared, const void* global, int valid) {
 #ifdef CUDA_ON_CPU
-  emulator::copy_async(shared, global, 16, valid * 2);
+  emulator::copy_async(shared, global, 16, valid);
 #else
   u32 to = (u32)__cvta_generic_to_shared(shared);
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid * 2) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid) : "memory");
 #endif
+}
+// Eight numbers into shared memory, those from `valid` on as zeros: asynchronously where the addresses are aligned, else one by
+// one.
+__device__ __forceinline__ void fetch(bf16* shared, const bf16* global, int valid, bool aligned) {
+  valid = valid < 0 ? 0 : valid > 8 ? 8 : valid;
+  if (aligned) return fetch_16(shared, global, valid * 2);
+#pragma unroll 1
+  for (int i = 0; i < 8; i++) shared[i] = i < valid ? global[i] : bf16{0};
 }
 __device__ __forceinline__ void fetch_commit() {
 #ifdef CUDA_ON_CPU
@@ -155,22 +124,27 @@ __device__ __forceinline__ void load_tiles(u32 (&to)[4], const void* row) {
 #endif
 }
 
-// d (16 x 8) += a (16 x 16) b (16 x 8) on the tensor cores, float32 sums; the registers' layout is PTX's mma.m16n8k16.
-template <class T>
+// d (16 x 8) += a (16 x 16) b (16 x 8) of bf16 on the tensor cores, float32 sums; the registers' layout is PTX's mma.m16n8k16.
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef CUDA_ON_CPU
   u32 b[2] = {b0, b1};
-  emulator::mma_m16n8k16<T>(d, a, b);
+  emulator::mma_m16n8k16(d, a, b);
 #else
-#define MMA(type)                                                           \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type       \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])             \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-  if constexpr (Pack<T>::BRAIN)
-    MMA("bf16");
-  else
-    MMA("f16");
-#undef MMA
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// d (16 x 8) += a (16 x 32) b (32 x 8) of int8, int32 sums: PTX's mma.m16n8k32. A row's 32 bytes are 16 numbers of 16 bits to
+// load_tiles.
+__device__ __forceinline__ void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#ifdef CUDA_ON_CPU
+  u32 b[2] = {b0, b1};
+  emulator::mma_m16n8k32(d, a, b);
+#else
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
