@@ -1,7 +1,6 @@
 """backends/numba/compiled.py: what is kept, where, and that a process that finds it compiles nothing and imports no Numba."""
 
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -206,6 +205,7 @@ def test_what_numba_cannot_run_is_numpy_s_by_default() -> None:
 
 
 def test_a_bar_only_on_a_terminal_and_only_for_what_takes_long() -> None:
+    pty = pytest.importorskip("pty")
     code = """
 import sys, time
 if {bare}: sys.modules["rich"] = None

@@ -4,12 +4,17 @@ Kernels are C functions kernel(arguments, block, worker): `arguments` is the add
 shapes. So that any thread can run any kernel, and a kernel is compiled once (compiled.py).
 """
 
+import os
+
 from llvmlite import binding, ir
 
 from .compiled import cgutils, intrinsic, types
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
+# What Numba compiles for: this machine, or what its variables say.
+_asked = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
+_flags = (binding.get_host_cpu_features().flatten() if _asked is None else _asked).split(",")
+FEATURES = {flag[1:] for flag in _flags if flag.startswith("+")}
 X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
 
