@@ -373,7 +373,8 @@ def test_the_numba_backend_on_avx2() -> None:
 
 ASSEMBLY = """
 from numba import cfunc
-from tinyroberta.backends.numba import gemm
+from tinyroberta.backends.numba import compiled, gemm
+compiled.keep_promises()
 made = cfunc("void(int64, int64, int64)", error_model="numpy")(gemm._fma_products.function)
 print(made._library.get_asm_str())
 """

@@ -1,7 +1,6 @@
 """backends/numba/compiled.py: what is kept, where, and that a process that finds it compiles nothing and imports no Numba."""
 
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from tinyroberta import Error
 from tinyroberta.backends import load_backend
 
 pytest.importorskip("numba")
-from tinyroberta.backends.numba import compiled
+from tinyroberta.backends.numba import compiled, paths
 
 PACKAGE = Path(tinyroberta.__file__).parent
 EMBED = """
@@ -150,7 +149,7 @@ def test_another_source_has_another_name(copied: Path, monkeypatch: pytest.Monke
 def test_code_that_needs_numba_s_runtime_is_loaded_after_numba(tmp_path: Path) -> None:
     code = """
 import sys, numpy as np
-from tinyroberta.backends.numba import compiled
+from tinyroberta.backends.numba import compiled, paths
 def keeps_an_array(address, n, _):
     x = np.arange(n)
     y = carray(words(address), n)
@@ -206,6 +205,7 @@ def test_what_numba_cannot_run_is_numpy_s_by_default() -> None:
 
 
 def test_a_bar_only_on_a_terminal_and_only_for_what_takes_long() -> None:
+    pty = pytest.importorskip("pty")
     code = """
 import sys, time
 if {bare}: sys.modules["rich"] = None
@@ -234,3 +234,32 @@ with progress(10, "packing weights", after={after}) as told:
             if not shown:
                 assert seen == b""
         assert run(code.format(bare=bare, after=0)).stderr == ""
+
+
+PEAK = """
+import sys, numpy as np, tinyroberta
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+import tinyroberta.backends.numba
+before = peak()
+model = tinyroberta.load(sys.argv[1], backend="numba")
+model(np.arange(3, 19)[None])
+print(peak() - before, sum(x.nbytes for name, x in model.tensors.items() if "word_embeddings" not in name))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("path", paths.PATHS)
+def test_peak_memory_is_little_more_than_the_weights_as_held(tmp_path: Path, path: str) -> None:
+    """Float32 on disk and in panels (bytes as held: 3 of 4 on tiles); the file's pages are let go, word embeddings stay there."""
+    if paths.reason_against(path) is not None:
+        pytest.skip("this machine cannot")
+    sizes: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 5, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=20_000, **sizes, max_position_embeddings=40)
+    tinyroberta.RobertaPreLayerNormModel(config, backend="numpy").save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-P", "-c", PEAK, str(tmp_path / "model")]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent), "TINYROBERTA_CPU": path}
+    for _ in range(2):  # the first may compile
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    peak, stored = map(int, done.stdout.split())
+    assert peak <= 1.3 * stored * (0.75 if path == "amx" else 1)

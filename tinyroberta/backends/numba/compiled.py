@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 from llvmlite import binding, ir
@@ -85,24 +85,22 @@ class Kernel:
     def __init__(self, function: Any, count: int = 3) -> None:
         self.function, self.count, self.name = function, count, function.__name__.strip("_")
         self.missing: Callable[[], str | None] = lambda: None  # what the machine lacks for it
-        self._loaded: tuple[Any, Any] | None = None  # the code, the function
+        self._loaded: Loaded | None = None
         Kernel.every.append(self)
 
     @property
     def address(self) -> int:
         """Where the machine code is; loaded, or compiled, when it is first asked for."""
-        return int(ctypes.cast(self._function, ctypes.c_void_p).value or 0)
+        return (self._loaded or self._load()).address
 
     def __call__(self, *numbers: int) -> None:
-        self._function(*numbers)
+        (self._loaded or self._load()).function(*numbers)
 
-    @property
-    def _function(self) -> Any:
-        if self._loaded is None:
-            with _compiling:
-                if self._loaded is None:
-                    self._loaded = _load(_kept(self) or _compile(self), self.count)
-        return self._loaded[1]
+    def _load(self) -> "Loaded":
+        with _compiling:
+            if self._loaded is None:
+                self._loaded = _load(_kept(self) or _compile(self), self.count)
+        return self._loaded
 
     @property
     def kept(self) -> bool:
@@ -110,11 +108,19 @@ class Kernel:
         return _kept(self) is not None
 
 
+class Loaded(NamedTuple):
+    """Machine code in this process: what holds it, where it stands, and the function for Python."""
+
+    engine: Any
+    address: int
+    function: Any
+
+
 _compiling = threading.RLock()
 
 
-def _load(content: bytes, count: int) -> tuple[Any, Any]:
-    """Object code in this process: what holds it, and the function."""
+def _load(content: bytes, count: int) -> Loaded:
+    """Object code, into this process."""
     if content[0]:
         keep_promises()
         importlib.import_module("numba.core.registry").cpu_target.target_context.refresh()
@@ -122,7 +128,8 @@ def _load(content: bytes, count: int) -> tuple[Any, Any]:
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(content[1:]))
     engine.finalize_object()
-    return engine, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(engine.get_function_address(ENTRY))
+    address = engine.get_function_address(ENTRY)
+    return Loaded(engine, address, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address))
 
 
 def _compile(kernel: Kernel) -> bytes:

@@ -12,9 +12,10 @@ from llvmlite import binding, ir
 from .compiled import cgutils, intrinsic, types
 
 I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-# What Numba compiles for: this machine, or what NUMBA_CPU_FEATURES says.
-_flags = os.environ.get("NUMBA_CPU_FEATURES") or binding.get_host_cpu_features().flatten()
-FEATURES = {flag[1:] for flag in _flags.split(",") if flag.startswith("+")}
+# What Numba compiles for: this machine, or what its variables say.
+_asked = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
+_flags = (binding.get_host_cpu_features().flatten() if _asked is None else _asked).split(",")
+FEATURES = {flag[1:] for flag in _flags if flag.startswith("+")}
 X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's
 
