@@ -90,13 +90,13 @@ def plot_peers(result: dict[str, Any]) -> Any:
         axis.spines["bottom"].set_visible(False)
         axis.tick_params(axis="y", length=0)
     axes[0, 0].set_yticks([places[n] for n in names], [f"{n}  ({every[n]['error']:.0e})".replace("e-0", "e-") for n in names])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(place - 0.4, -0.6)
     for label in axes[0, 0].get_yticklabels():
         if label.get_text().startswith("numba"):
             label.set_color(OURS)
             label.set_fontweight("bold")
     figure.suptitle(
-        f"RoBERTa-PreLayerNorm {result['size']}, milliseconds (error against float64)\n", fontsize=11, x=0.01, ha="left"
+        f"RoBERTa-PreLayerNorm {result['size']}, milliseconds (error against float64)\n\n", fontsize=11, x=0.01, ha="left"
     )
     figure.text(0.01, 0.985 - 0.26 / figure.get_figheight(), about(result), fontsize=8, color="#555555", va="top")
     return figure
@@ -123,17 +123,19 @@ def plot_growth(result: dict[str, Any]) -> Any:
                       linewidth=2.2 if name.startswith("numba") else 1.3)  # fmt: skip
         ticks = [int(count) for count in result[what]]
         if what == "layers":
-            axis.set_ylim(0)
             axis.set_xticks(ticks)
         else:
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
             axis.set_xticks(ticks[:: 2 if len(ticks) > 8 else 1], [str(t) for t in ticks[:: 2 if len(ticks) > 8 else 1]])
+        if what != "tokens":
+            axis.set_ylim(0)
+        else:
+            axis.set_yscale("log")
             axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
             axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.set_xlabel(across)
         axis.set_ylabel(up)
-        axis.grid(axis="y", which="both" if what != "layers" else "major", color="#e6e6e6", linewidth=0.7)
+        axis.grid(axis="y", which="both" if what == "tokens" else "major", color="#e6e6e6", linewidth=0.7)
         axis.set_axisbelow(True)
     axes[2].legend(frameon=False, fontsize=8)
     figure.suptitle(f"Cost of RoBERTa-PreLayerNorm base; {about(result)}", fontsize=9.5, x=0.01, ha="left")
