@@ -273,12 +273,12 @@ def checked(workers: dict[str, Worker], work: str, exact: Array | None) -> dict[
                 off = error(found, exact, mask)
             form = ""
             if not mask.all() and not name.startswith("num"):
-                padded = min(worker.seconds() for _ in range(2))
+                padded = worker.seconds()
                 batches, which = bucketed(ids, mask)
                 found = together(worker.answer(batches), which, ids.shape)
                 off = off if exact is None else max(off, error(found, exact, mask))
                 form = f"{len(batches)} buckets"
-                if padded < min(worker.seconds() for _ in range(2)):
+                if padded < worker.seconds():
                     form = "one padded batch"
                     worker.answer([(ids, mask)])
         except Exception as problem:
@@ -297,11 +297,9 @@ def checked(workers: dict[str, Worker], work: str, exact: Array | None) -> dict[
 
 
 def timed(workers: dict[str, Worker], names: list[str], seconds: float, rounds: int = 3) -> Times:
-    """Interleaved rounds for so many seconds, and at least so many rounds."""
+    """Interleaved rounds for so many seconds, and at least so many rounds; checking has warmed every run up."""
     times: Times = {name: [] for name in names}
     random = np.random.default_rng(0)
-    for name in names:
-        workers[name].seconds()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values()), default=rounds) < rounds:
         for name in random.permutation(names):

@@ -7,6 +7,8 @@ A run takes a list of batches, (ids, mask) each, and gives a list of last hidden
 - OpenVINO: converted from transformers with fused attention; bf16 is its precision hint; int8 is nncf's post-training quantiser.
 - CTranslate2: its converter refuses the model; its specification with pre_norm=True fits, filled here.
 - torch.compile: freezing on, one compilation a shape.
+
+    pip install transformers torch onnx onnxruntime openvino nncf ctranslate2
 """
 
 import importlib.util
