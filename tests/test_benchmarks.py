@@ -1,0 +1,150 @@
+"""The parts of the benchmarks that decide what is compared with what; no peer is needed, nothing is timed for its time."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that the tinyroberta tested stays the installed one
+from benchmarks import cpu, peers, plot, start
+
+ROW = {"class": "float32", "error": 5e-7, "median_ms": 2.0}
+
+
+def test_texts_are_what_their_names_say() -> None:
+    ids, mask = cpu.texts("3x7")
+    assert ids.shape == mask.shape == (3, 7)
+    assert mask.all()
+    ids, mask = cpu.texts("ragged")
+    lengths = mask.sum(1)
+    assert len(ids) == 32
+    assert 8 <= lengths.min() <= lengths.max() <= 256
+    assert ids.shape[1] == lengths.max()
+    assert (ids[mask == 1] >= 3).all()
+
+
+@pytest.mark.parametrize("count", [1, 4, 32])
+def test_buckets_come_back_in_order(count: int) -> None:
+    ids, mask = cpu.texts("ragged")
+    batches, which = cpu.bucketed(ids, mask, count)
+    assert len(batches) == count
+    assert sorted(np.concatenate(which)) == list(range(32))
+    assert max(given.size for given, _ in batches) <= ids.size / count
+    answers = [np.repeat((given * kept)[..., None], 2, -1).astype(np.float32) for given, kept in batches]
+    whole = cpu.together(answers, which, ids.shape)
+    np.testing.assert_array_equal(whole, np.repeat((ids * mask)[..., None], 2, -1))
+
+
+def test_error_looks_at_real_tokens_only_and_at_every_number() -> None:
+    mask = np.array([[1, 1, 0]])
+    exact = np.ones((1, 3, 4))
+    found = exact.copy()
+    found[0, 2] = np.nan
+    assert cpu.error(found, exact, mask) == 0
+    found[0, 1, 0] = 1.1
+    assert cpu.error(found, exact, mask) == pytest.approx(0.1 / 8**0.5)
+    found[0, 1, 0] = np.nan
+    assert cpu.error(found, exact, mask) == np.inf
+    assert cpu.error(exact[:, :2], exact, mask) == np.inf
+
+
+class Fixed:
+    """A worker that answers with what it was given, whatever is asked."""
+
+    def __init__(self, answer: Any, seconds: float = 0.5) -> None:
+        self.given, self.each, self.ended = answer, seconds, False
+
+    def answer(self, batches: peers.Batches) -> list[Any]:  # noqa: ARG002
+        if isinstance(self.given, Exception):
+            raise self.given
+        return [self.given]
+
+    def seconds(self) -> float:
+        return self.each
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_wrong_peer_is_left_out_and_a_wrong_run_of_ours_ends_it() -> None:
+    exact = np.ones((1, 16, 4))
+    right, wrong, dead = Fixed(exact), Fixed(exact * 1.001), Fixed(RuntimeError("it died"))
+    workers: dict[str, Any] = {"numba highest": right, "torch": wrong, "torch bf16": wrong, "openvino": dead}
+    assert cpu.checked(workers, "1x16", exact) == {"numba highest": 0, "torch bf16": pytest.approx(1e-3)}
+    assert dead.ended
+    assert "openvino" not in workers
+    with pytest.raises(SystemExit, match="numba highest is off by"):
+        cpu.checked({"numba highest": wrong}, "1x16", exact)  # type: ignore[dict-item]
+
+
+def test_the_fastest_peer_is_by_the_median_of_a_rounds_ratios() -> None:
+    times = {
+        "numba highest": [1.0, 2.0, 1.0],
+        "numpy": [0.1, 0.1, 0.1],
+        "torch": [2.0, 4.0, 9.0],
+        "openvino": [3.0, 6.0, 1.0],
+        "torch bf16": [0.5, 0.5, 0.5],
+    }
+    assert cpu.fastest(times, "float32") == ("torch", 2.0)
+    assert cpu.fastest(times, "bf16") is None
+    assert cpu.fastest(times | {"numba medium": [1.0, 1.0, 1.0]}, "bf16") == ("torch bf16", 0.5)
+    rounds = cpu.timed({"numba highest": Fixed(None), "torch": Fixed(None, 0.2)}, ["numba highest", "torch"], 0)  # type: ignore[dict-item]
+    assert rounds == {"numba highest": [0.5] * 3, "torch": [0.2] * 3}
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = peers.Stack("float32", peers.ours(), ("no_such_package",))
+    monkeypatch.setitem(peers.STACKS, "torch", absent)
+    names = cpu.chosen_stacks(["torch", "numpy"])
+    assert "torch: left out, no_such_package not installed" in capsys.readouterr().out
+    assert "torch" not in names
+    assert {"numpy", "numba highest", "numba medium"} <= set(names)
+    assert cpu.chosen_stacks([])[0] == "numba highest"
+
+
+def test_a_worker_gives_its_runs_answer_and_says_what_went_wrong(tmp_path: Any) -> None:
+    import tinyroberta
+
+    config = tinyroberta.RobertaPreLayerNormConfig(
+        vocab_size=5000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    model = tinyroberta.RobertaPreLayerNormModel(config, seed=3)
+    peers.write_model(config, model.tensors, tmp_path)
+    ids, mask = cpu.texts("2x5")
+    worker = cpu.Worker("numpy", tmp_path, 1)
+    try:
+        (found,) = worker.answer([(ids, mask)])
+        assert cpu.error(found, model(ids, mask).last_hidden_state, mask) < 1e-6
+        assert 0 < worker.seconds() < 10
+    finally:
+        worker.end()
+    with pytest.raises((RuntimeError, tinyroberta.Error)):
+        cpu.Worker("numpy", tmp_path / "nowhere", 1)
+
+
+def test_bytes_held_count_shared_arrays_once() -> None:
+    x = np.zeros(10, np.float32)
+    assert start.held({"a": x, "b": [x, (np.zeros(3, np.int8), None)]}) == 43
+    assert start.installed(("numpy",)) > 1e7
+
+
+def test_pictures_of_saved_results(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    about = {"cpu": "Some CPU", "threads": 2, "path": ["matrix products: fma"], "date": "2026-01-01", "size": "base"}
+    rows = {"numba highest": ROW, "torch": ROW | {"median_ms": 3.0}, "torch bf16": ROW | {"class": "bf16"}}
+    results = {
+        "cpu": about | {"works": {"1x16": rows, "ragged": rows}},
+        "growth": about | {what: {"1": rows, "2": rows} for what in ("tokens", "batch", "layers")},
+        "start": about,
+    }
+    for kind, result in results.items():
+        path = tmp_path / f"{kind}-some.json"
+        path.write_text(json.dumps(result))
+        picture = plot.draw(path)
+        assert (picture is None) == (kind == "start")
+        if picture is not None:
+            assert picture.read_text().count("<path") > 10
