@@ -92,10 +92,14 @@ def digits(x: Array, count: int) -> tuple[Array, Array]:  # (T, K) -> (count, T,
     return np.stack([rest, *found[::-1]]), (np.float32(256 ** (count - 1)) / gain)[:, 0]
 
 
-def sliced_product(x: Array, weight: Array, count: int, diagonals: int) -> Array:
-    """The definition: exact sums of digit products, a diagonal at a time, put together in float32."""
+def sliced_product(x: Array, weight: Array, count: int, diagonals: int, coarse: bool = True) -> Array:
+    """The definition: exact sums of digit products, a diagonal at a time, put together in float32.
+
+    coarse: a row whose largest number is more than some 6 times the root mean square has one diagonal more.
+    """
     (a, row_scale), (b, column_scale) = digits(x, count), digits(weight, count)
-    sums = [sum(a[i] @ b[j].T for i in range(count) for j in range(count) if i + j == n) for n in range(diagonals)]
+    sums = [sum(a[i] @ b[j].T for i in range(count) for j in range(count) if i + j == n) for n in range(diagonals + 1)]
+    sums[-1] = sums[-1] * (coarse & (diagonals <= count) & (np.square(a[0]).mean(1) < 448))[:, None]
     total = sums[-1].astype(np.float32)
     for diagonal in sums[-2::-1]:
         total = diagonal.astype(np.float32) + total * np.float32(1 / 256)

@@ -228,7 +228,7 @@ def sliced_misses(ops: Any, shape: tuple[int, int, int], second: bool) -> int:
     x[-1] /= np.abs(x[-1]).max()  # a row of the bias's size, where a sum rounded once would show
     layer = sliced_layer(ops, weight, bias, second)
     with np.errstate(all="ignore"):
-        exact = sliced_product(x, weight, 3, 3 + second) + bias
+        exact = sliced_product(x, weight, 3, 3 + second, coarse=False) + bias
         whole = exact + residual
     plain = ops.linear(ops.asarray(x), **layer).get()
     added = ops.linear(ops.asarray(x), **layer, residual=ops.asarray(residual)).get()
@@ -267,7 +267,7 @@ def test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces(ops: Any, monkeypat
     monkeypatch.setattr(ops, "DEEPEST", 128)
     random = np.random.default_rng()
     x, weight, bias, residual = (random.standard_normal(s).astype(np.float32) for s in ((7, K), (33, K), 33, (7, 33)))
-    pieces = [sliced_product(x[:, k : k + 128], weight[:, k : k + 128], 3, 3) for k in range(0, K, 128)]
+    pieces = [sliced_product(x[:, k : k + 128], weight[:, k : k + 128], 3, 3, coarse=False) for k in range(0, K, 128)]
     summed = (pieces[0] + bias) + pieces[1] + pieces[2]
     layer = sliced_layer(ops, weight, bias, False)
     y = ops.linear(ops.asarray(x), **layer, activation="relu", residual=ops.asarray(residual)).get()
@@ -280,7 +280,7 @@ def test_the_deepest_sum_of_digit_products_fits_in_int32(ops: Any, monkeypatch: 
     def right() -> bool:
         row = np.full((1, ops.DEEPEST), 127 * 65793 - 1, np.float32)  # digits of 127
         layer = sliced_layer(ops, row, np.zeros(1, np.float32), False)
-        return bool(ops.linear(ops.asarray(row), **layer).get() == sliced_product(row, row, 3, 3))
+        return bool(ops.linear(ops.asarray(row), **layer).get() == sliced_product(row, row, 3, 3, coarse=False))
 
     assert right()
     monkeypatch.setattr(ops, "DEEPEST", 2 * ops.DEEPEST)  # planted

@@ -67,6 +67,7 @@ def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, c
         x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into)))
         x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
         x[0] = 0
+        x[tokens // 2, 0] *= 100  # an outlier: one diagonal more for this row alone
         held = slices.pack_weights([weight], cut[0])
         y = gemm.cut_product(unit, norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
@@ -337,6 +338,25 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     ids, lengths = random.integers(3, 300, (7, 70)), np.array([70, 1, 33, 17, 50, 16, 2])
     return ids, (np.arange(70) < lengths[:, None]).astype(int)
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("outliers", ["in norm gains", "in what the layers add to"])
+@pytest.mark.usefixtures("path")
+def test_outlying_channels_cost_at_most_twice_numpys_error(outliers: str, reproducible: bool) -> None:
+    cls, random = tinyroberta.RobertaPreLayerNormModel, np.random.default_rng()
+    config = dataclasses.replace(CONFIG, hidden_size=384, num_attention_heads=6, intermediate_size=768, num_hidden_layers=3)
+    tensors = dict(new_model(cls, config, seed=int(random.integers(1000))).tensors)
+    gains = outliers == "in norm gains"
+    for name, x in tensors.items():
+        if name.endswith("LayerNorm.weight") and name.startswith("embeddings") != gains:
+            tensors[name] = x * np.where(np.arange(384) % (96 if gains else 384) == 7, np.float32(60), np.float32(1))
+    ids, mask = texts()
+    exact, single, ours = (
+        cls(config, tensors, **given)(ids, mask).last_hidden_state
+        for given in ({"dtype": "float64"}, {"backend": "numpy"}, {"backend": "numba", "reproducible": reproducible})
+    )
+    assert relative_error(ours, exact) < 2 * relative_error(single, exact)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

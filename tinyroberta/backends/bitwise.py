@@ -371,21 +371,27 @@ def cut(x: Array, slices: int) -> tuple[Array, Array]:  # (T, K) -> (slices, T, 
     return digits, np.where(finite, f(256.0 ** (slices - 1)) / gain, f(math.nan))
 
 
+COARSE = 448  # mean square of a row's first digits, below which its largest number is some 6 times the root mean square
 EXACT = 1024  # products of digits whose sum float32 holds: 1024 x 128^2 = 2^24
 
 
 def sliced_product(a: Array, row_scales: Array, b: Array, column_scales: Array, kept: int) -> Array:
     """(slices, T, K) and (slices, O, K) digits -> (T, O): products of digits i and j add up in one integer for each i + j < kept.
 
-    (c0 + (c1 2^-8 + c2 2^-16)) (row_scale column_scale), in that order. The sums are exact in any order, so BLAS may do them.
+    (c0 + (c1 2^-8 + c2 2^-16)) (row_scale column_scale), in that order. The sums are exact in any order, so BLAS may do them. A
+    row of `a` with outliers, whose other numbers have fewer digits, is given one more of these diagonals, while that says more.
     """
     slices, T, K = a.shape
+    coarse = kept <= slices and np.square(a[0], dtype=np.int64).sum(1) < COARSE * K
+    kept += bool(np.any(coarse))
     sums = np.zeros((kept, T, b.shape[1]), np.int32)
     for start in range(0, K, EXACT):
         left, right = (x[:, :, start : start + EXACT].astype(f) for x in (a, b))
         for i in range(slices):
             for j in range(min(slices, kept - i)):
                 sums[i + j] += (left[i] @ right[j].T).astype(np.int32)
+    if np.any(coarse):
+        sums[-1][~coarse] = 0
     y = sums[-1].astype(f)
     for diagonal in sums[-2::-1]:
         y = diagonal.astype(f) + y * f(2.0**-8)

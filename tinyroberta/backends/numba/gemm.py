@@ -3,7 +3,8 @@
 Tiles or dot products of int8: x (T, K) and W (O, K) are cut into slices (slices.py); digit products of one diagonal i + j add
 up exactly in int32, and
     y = (c0 + (c1 2^-8 + (c2 2^-16 + c3 2^-24))) (scale_row scale_column)    in float32, in that order
-with as many diagonals as kept: three slices make 6 products with diagonals 0 to 2, 8 with 3; two slices 3 or 4.
+with as many diagonals as kept: three slices make 6 products with diagonals 0 to 2, 8 with 3; two slices 3 or 4. A row with
+outliers has one diagonal more than the rest.
 Of bf16: one product, float32 sums. FMA: float32 panels (O/32, K, 32), sums of 256 products at a time.
 
 A block of work is a panel of 32 outputs for a chunk of rows that stays in the second-level cache; meanwhile the panel after the
@@ -24,6 +25,7 @@ from .llvm import (
     FEATURES,
     add_lanes,
     allocate,
+    bytes_,
     call_kernel,
     combine_lanes,
     copy_lanes,
@@ -56,7 +58,7 @@ half_046, half_147, half_256, half_357, half_047 = (
 A, B, ROW_SCALES, COLUMN_SCALES, BIAS, RESIDUAL, OUT, T, O, STEPS, CHUNK, KIND, ACTIVATE, CONFIG, THREADS, STRIDE, X_STRIDE = (
     range(17)
 )
-SLICES, DIAGONALS, GIVEN = 17, 18, 19
+SLICES, DIAGONALS, COARSE, GIVEN = 17, 18, 19, 20
 
 
 @Kernel
@@ -108,17 +110,29 @@ combine_2, combine_3, combine_4 = combine_lanes(2), combine_lanes(3), combine_la
 
 
 @njit(error_model="numpy")
-def combine(s, diagonals, height, row_scales, column_scales, bias, y):  # (height, diagonals, 32) int32 -> (height, 32)
+def combine(s, diagonals, given, rows, panel, height, bias, y):  # (height, diagonals, 32) int32 -> (height, 32)
+    """A row's sums put together: as many diagonals as were asked for, one more where the row is coarse."""
+    row_scales, coarse = carray(floats(given[ROW_SCALES] + rows * 64), 16), carray(bytes_(given[COARSE] + rows * 16), 16)
     for r in range(height):
-        scale = carray(floats(row_scales), 16)[r]
+        used, scale = diagonals if coarse[r] else given[DIAGONALS], row_scales[r]
         for half in range(0, 128, 64):
-            sums, scales, shift, out = s + r * diagonals * 128 + half, column_scales + half, bias + half, y + r * 128 + half
-            if diagonals == 2:
-                combine_2(sums, 128, scale, scales, shift, out)
-            elif diagonals == 3:
-                combine_3(sums, 128, scale, scales, shift, out)
+            sums, scales = s + r * diagonals * 128 + half, given[COLUMN_SCALES] + panel * 128 + half
+            if used == 2:
+                combine_2(sums, 128, scale, scales, bias + half, y + r * 128 + half)
+            elif used == 3:
+                combine_3(sums, 128, scale, scales, bias + half, y + r * 128 + half)
             else:
-                combine_4(sums, 128, scale, scales, shift, out)
+                combine_4(sums, 128, scale, scales, bias + half, y + r * 128 + half)
+
+
+@njit(error_model="numpy")
+def diagonals_of(given, rows):
+    """How many diagonals of a block's sums are needed."""
+    coarse = carray(bytes_(given[COARSE] + rows * 16), 16)
+    more = False
+    for r in range(16):
+        more |= coarse[r] != 0
+    return given[DIAGONALS] + 1 if more and given[DIAGONALS] <= given[SLICES] else given[DIAGONALS]
 
 
 @njit(error_model="numpy")
@@ -200,7 +214,7 @@ def four(s, left, right, steps, ahead, lines):
 @Kernel
 def _sliced_products(arguments, block, worker):
     given = carray(words(arguments), GIVEN)
-    steps, panels, slices, diagonals = given[STEPS], (given[O] + 31) // 32, given[SLICES], given[DIAGONALS]
+    steps, panels, slices = given[STEPS], (given[O] + 31) // 32, given[SLICES]
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     size = steps * slices * 2048
@@ -213,7 +227,7 @@ def _sliced_products(arguments, block, worker):
     hold_bias(bias, given, panel)
     amx.configure(given[CONFIG])
     for rows in range(first, last):
-        left, right = given[A] + rows * steps * slices * 1024, given[B] + panel * size
+        left, right, diagonals = given[A] + rows * steps * slices * 1024, given[B] + panel * size, diagonals_of(given, rows)
         if slices == 3 and diagonals == 3:
             six(s, left, right, steps, ahead, lines)
         elif slices == 3:
@@ -223,7 +237,7 @@ def _sliced_products(arguments, block, worker):
         else:
             four(s, left, right, steps, ahead, lines)
         ahead += lines * 64 * steps
-        combine(s, diagonals, 16, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
+        combine(s, diagonals, given, rows, panel, 16, bias, y)
         deliver(y, 16, given, rows * 16, panel)
     amx.release()
     free(memory)
@@ -278,7 +292,7 @@ dots_34, dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1)
 def _sliced_dots(arguments, block, worker):
     """The same sums as the tiles', 4 rows at a time."""
     given = carray(words(arguments), GIVEN)
-    steps, panels, slices, diagonals = given[STEPS], (given[O] + 31) // 32, given[SLICES], given[DIAGONALS]
+    steps, panels, slices = given[STEPS], (given[O] + 31) // 32, given[SLICES]
     chunk, panel = block // panels, block % panels
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     memory = allocate(8192 + 2048 + 128 + 64)
@@ -286,7 +300,7 @@ def _sliced_dots(arguments, block, worker):
     y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * steps * slices * 2048
     hold_bias(bias, given, panel)
     for rows in range(first, last):
-        height = min(16, given[T] - rows * 16)
+        height, diagonals = min(16, given[T] - rows * 16), diagonals_of(given, rows)
         for r in range(0, height, 4):
             sums, left = s + r * diagonals * 128, given[A] + rows * steps * slices * 1024 + r * 64
             if slices == 3 and diagonals == 3:
@@ -298,7 +312,7 @@ def _sliced_dots(arguments, block, worker):
                 dots_22(sums, left, right, steps)
             else:
                 dots_23(sums, left, right, steps)
-        combine(s, diagonals, height, given[ROW_SCALES] + rows * 64, given[COLUMN_SCALES] + panel * 128, bias, y)
+        combine(s, diagonals, given, rows, panel, height, bias, y)
         deliver(y, height, given, rows * 16, panel)
     free(memory)
 
@@ -405,7 +419,9 @@ def _fma_products(arguments, block, worker):
     free(bias)
 
 
-def _run(kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0)):
+def _run(
+    kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0, None)
+):
     T, O = shape
     out = np.empty(shape, np.float32)
     if not T:
@@ -436,7 +452,7 @@ def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residua
     kernel = CUT_PRODUCTS[unit][slices > 1]
     chunks = _chunks(x.shape[0], steps * slices * 64)
     shape = (x.shape[0], O)
-    cut = (slices, diagonals)
+    cut = (slices, diagonals, x.coarse)
     return _run(kernel, x.blocks, x.scales, weight, scales, bias, residual, shape, steps, chunks, activation, cut=cut)
 
 
@@ -448,7 +464,7 @@ def fma_product(x, weight, O, bias, activation, residual):
     chunk = max(1, min(T, 128))
     chunks = (chunk, -(-T // chunk))
     stride = x.strides[0] // 4
-    cut = ("float32", "uint16", "float16").index(weight.dtype.name), 0
+    cut = ("float32", "uint16", "float16").index(weight.dtype.name), 0, None
     return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
 
 
@@ -523,11 +539,11 @@ def blas_product(x, weight, O, bias, activation, residual):
 
 
 def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
-    """As tile_product, its digits multiplied by NumPy's BLAS: exact too, so equal to the bit, and slow."""
-    slices = x.slices
+    """As cut_product, its digits multiplied by NumPy's BLAS: exact too, so equal to the bit, and slow."""
+    (T, K), slices = x.shape, x.slices
     rows = x.blocks.transpose(2, 0, 3, 1, 4).reshape(slices, len(x.scales), -1)
     columns = weight.reshape(*weight.shape[:3], 2, 16, 16, 4).transpose(2, 0, 3, 5, 1, 4, 6).reshape(slices, len(scales), -1)
-    y = bitwise.sliced_product(rows[:, : x.shape[0]], x.scales[: x.shape[0]], columns[:, :O], scales[:O], diagonals)
+    y = bitwise.sliced_product(rows[:, :T, :K], x.scales[:T], columns[:, :O, :K], scales[:O], diagonals)
     return _finished(y, bias, activation, residual)
 
 

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from ..bitwise import COARSE
 from .compiled import Kernel, carray
-from .llvm import allocate, float_of, floats, free, sum_lanes, words
+from .llvm import allocate, bytes_, float_of, floats, free, sum_lanes, words
 from .slices import write_row
 from .threads import aligned, parallel
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows (T, K) as blocks of slices (1: bf16), with their scales."""
+    """Rows (T, K) as blocks of slices (1: bf16), with their scales and which of them have outliers."""
 
     blocks: Any
     scales: Any
+    coarse: Any  # int8
     shape: tuple[int, int]
     slices: int
 
@@ -35,9 +37,9 @@ class Cut:
         padded[: len(each)] = each
         blocks = aligned((len(padded) // 16, steps, self.slices, 16, 64), np.int8)
         blocks[:] = padded.reshape(-1, 16, steps, self.slices, 64).transpose(0, 2, 3, 1, 4)
-        scales = np.ones(len(padded), np.float32)
-        scales[: len(each)] = self.scales[:T][rows]
-        return Cut(blocks, scales, (len(each), K), self.slices)
+        scales, coarse = np.ones(len(padded), np.float32), np.zeros(len(padded), np.int8)
+        scales[: len(each)], coarse[: len(each)] = self.scales[:T][rows], self.coarse[:T][rows]
+        return Cut(blocks, scales, coarse, (len(each), K), self.slices)
 
 
 total, total_of_squares = sum_lanes(False), sum_lanes(True)
@@ -46,7 +48,7 @@ total, total_of_squares = sum_lanes(False), sum_lanes(True)
 @Kernel
 def _rows(arguments, block, worker):
     """Norm where a weight is given, then float32 or slices."""
-    given = carray(words(arguments), 11)
+    given = carray(words(arguments), 12)
     x, stride, T, D, weight, bias, eps = given[0], given[1], given[2], given[3], given[4], given[5], given[6]
     out, scales, slices, steps = given[7], given[8], given[9], given[10]
     unit = 32 if slices == 1 else 64
@@ -77,8 +79,9 @@ def _rows(arguments, block, worker):
             for j in range(D):
                 row[j] = np.float32(0)
         if slices:
-            scale = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
+            scale, squares = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
             carray(floats(scales + block * 64), 16)[r] = scale
+            carray(bytes_(given[11] + block * 16), 16)[r] = slices > 1 and t < T and squares < COARSE * D
     free(whole)
 
 
@@ -90,7 +93,7 @@ def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
     x = np.ascontiguousarray(x, np.float32)
     T, D = x.shape
     out = np.empty((T, D), np.float32)
-    parallel(_rows, -(-T // 16), x, D, T, D, weight, bias, _bits(eps), out, 0, 0, 0)
+    parallel(_rows, -(-T // 16), x, D, T, D, weight, bias, _bits(eps), out, 0, 0, 0, 0)
     return out
 
 
@@ -100,9 +103,10 @@ def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows
         x = np.ascontiguousarray(x, np.float32)
     T, D = x.shape
     steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
-    blocks, scales = aligned((count, steps, slices, 16, 64), np.int8), np.empty(count * 16, np.float32)
-    parallel(_rows, count, x, x.strides[0] // 4, T, D, weight, bias, _bits(eps), blocks, scales, slices, steps)
-    return Cut(blocks, scales, (T, D), slices)
+    blocks = aligned((count, steps, slices, 16, 64), np.int8)
+    scales, coarse = np.empty(count * 16, np.float32), np.empty(count * 16, np.int8)
+    parallel(_rows, count, x, x.strides[0] // 4, T, D, weight, bias, _bits(eps), blocks, scales, slices, steps, coarse)
+    return Cut(blocks, scales, coarse, (T, D), slices)
 
 
 def whole(x):  # Cut -> (T, K) float32

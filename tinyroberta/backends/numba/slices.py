@@ -28,8 +28,11 @@ PANEL = 32  # outputs a panel
 
 @njit(error_model="numpy")
 def cut_row(x, slices, place, steps):
-    """Write a row of steps x 64 float32 as digits at an address, 1024 bytes from slice to slice; returns its scale."""
-    most = np.int32(0)
+    """Write a row of steps x 64 float32 as digits at an address, 1024 bytes from slice to slice.
+
+    Returns its scale and the sum of its first digits' squares.
+    """
+    most, squares = np.int32(0), np.int32(0)
     for j in range(steps * 64):
         most = max(most, np.int32(bits_of(x[j]) & np.int32(0x7FFFFFFF)))
     finite = most < 0x7F800000
@@ -53,7 +56,9 @@ def cut_row(x, slices, place, steps):
                 low[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
                 middle[j] = np.int8(n)
-                high[j] = np.int8(np.int32(n + np.int32(128)) >> np.int32(8))
+                n = np.int32(n + np.int32(128)) >> np.int32(8)
+                high[j] = np.int8(n)
+                squares = np.int32(squares + np.int32(n * n))
         scale = np.float32(65536) / gain
     else:
         for k in range(steps):
@@ -62,9 +67,11 @@ def cut_row(x, slices, place, steps):
             for j in range(64):
                 n = np.int32(np.rint(row[j] * gain))
                 low[j] = np.int8(n)
-                high[j] = np.int8(np.int32(n + np.int32(128)) >> np.int32(8))
+                n = np.int32(n + np.int32(128)) >> np.int32(8)
+                high[j] = np.int8(n)
+                squares = np.int32(squares + np.int32(n * n))
         scale = np.float32(256) / gain
-    return scale if finite else NAN
+    return scale if finite else NAN, squares
 
 
 @njit(error_model="numpy")
@@ -81,11 +88,11 @@ def round_row(x, place, steps):
 
 @njit(error_model="numpy")
 def write_row(x, slices, block, steps, row):
-    """A row as row `row` of the block at an address; returns its scale."""
+    """A row as row `row` of the block at an address; returns what cut_row does."""
     place = block + row * 64
     if slices == 1:
         round_row(x, place, steps)
-        return np.float32(1)
+        return np.float32(1), np.int32(0)
     return cut_row(x, slices, place, steps)
 
 
@@ -112,7 +119,7 @@ def _pack_weights(arguments, block, worker):
         else:
             for j in range(K):
                 row[j] = np.float32(0)
-        scale[c] = write_row(row, slices, start + (c // 16) * size, steps, c % 16)
+        scale[c], _ = write_row(row, slices, start + (c // 16) * size, steps, c % 16)
     for tile in range(steps * slices):
         for half in range(2):
             source = carray(integers(start + half * size + tile * 1024), (16, 16))
