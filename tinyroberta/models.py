@@ -50,7 +50,8 @@ class Running(TypedDict, total=False):
     """How a model is run: the same arguments for load, from_pretrained and a new model.
 
     backend: its name, None for the default; dtype: "float32" or "float64"; matmul_precision: "highest", "high" or "medium";
-    threads: how many, None for all the process may use; reproducible: the same bits on every machine.
+    threads: how many, None for all the process may use; reproducible: the outputs but for losses have the same bits on every
+    machine, path, number of threads and in any batch, as backends/bitwise.py defines them.
     """
 
     backend: str | None

@@ -5,10 +5,11 @@ one way only, one at a time: + - * / sqrt, rounding to an integer (ties to even)
 multiply-add, never a library's exp or sum. A fast path is tested equal to this, not close. (Which NaN comes out is left open, and
 so is what a NaN or infinity in a key's row does to causal attention before it.)
 
-Three orders of summing:
+The orders of summing:
 
     rows (norms)      number j goes to lane j mod 64; lanes add up from the front; halves add until one lane is left
     attention         256 products to a part, each part from front to back starting at 0; parts add up from 0 on
+    relative scores   from front to back, starting at 0
     dense layers      none: digits of 8 bits are multiplied and summed in integers, exactly (the Ozaki scheme; sliced_product)
 
 numba compiles the functions from `exp` to `tanh` from here, reading `where`, `power` and `root` in its own way.
@@ -417,7 +418,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         _threadpoolctl()
 
     def pack(parts: list[Array], kind: tuple[int, int]) -> list[Weight]:
-        weight, (slices, kept) = np.concatenate(parts), kind
+        weight, (slices, kept) = np.concatenate(parts) if len(parts) > 1 else parts[0], kind
         pieces = [weight[:, start : start + DEEPEST] for start in range(0, weight.shape[1], DEEPEST)]
         return [Weight(*cut(piece, slices), kept) for piece in pieces]
 

@@ -2,7 +2,7 @@
 
 Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them.
 float32 only: float64 is the NumPy backend's. On the paths amx and fma a text's result has the same bits alone and in any batch,
-any order and with any number of threads; on blas that is up to BLAS.
+any order and with any number of threads; on blas that is up to BLAS. reproducible.py: the same bits on every path.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,7 +88,8 @@ def linear(
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
 
-SLICED = {"amx": gemm.tile_product, "digits": gemm.digit_product}  # equal to the bit
+# Products of cut rows by a weight's panels, equal to the bit: on tiles, and for reproducible=True on every other path.
+SLICED = {"amx": gemm.tile_product, "digits": gemm.digit_product}
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
