@@ -403,6 +403,20 @@ def test_numba_families(model_type: str) -> None:
 
 
 @compiled
+def test_numba_encoder_decoder() -> None:
+    decoding = dataclasses.replace(CONFIG, hidden_size=48, is_decoder=True, add_cross_attention=True)
+    weight, bias = (np.random.default_rng(0).standard_normal(s, np.float32) for s in ((48, 72), 48))
+    encoders = models(CLASSES["RobertaPreLayerNormModel"], CONFIG)
+    decoders = models(CLASSES["RobertaPreLayerNormForCausalLM"], decoding)
+    ids, mask = texts()
+    one, other = (
+        tinyroberta.EncoderDecoderModel(*pair, projection={"weight": weight, "bias": bias})(ids, mask, decoder_input_ids=ids)
+        for pair in zip(encoders, decoders, strict=True)
+    )
+    assert_same_bits(other.logits, one.logits)
+
+
+@compiled
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_golden(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
