@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DEFAULT, DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, load_backend
+from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, backend_name, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
@@ -101,8 +101,8 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
-        _, self.settings = settings_of(**running)
-        self.backend = running.get("backend") or DEFAULT
+        ops, self.settings = settings_of(**running)
+        self.backend = backend_name(ops)
         self._check_config(config)
         if tensors is None:
             tensors = surgery.new_tensors(config, self.encoder_shapes(config), self.head_shapes(config), seed)

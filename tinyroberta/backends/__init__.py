@@ -15,7 +15,6 @@ Array = Any
 Activation = str | Callable[[Any], Any]
 
 BACKENDS = ("numpy", "numba", "cupy")
-DEFAULT = "numpy"
 REPRODUCIBLE = {"numpy": "bitwise", "numba": "numba.reproducible"}  # the same bits on every machine; cupy refuses by itself
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
@@ -76,7 +75,8 @@ class Backend(Protocol):
 
 def load_backend(name: str | None = None, reproducible: bool = False) -> Backend:
     """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not installed."""
-    name = name or DEFAULT
+    if name is None:
+        name = "numpy"
     if name not in BACKENDS:
         raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
     module = REPRODUCIBLE.get(name, name) if reproducible else name
@@ -86,3 +86,9 @@ def load_backend(name: str | None = None, reproducible: bool = False) -> Backend
         if name == "numpy" or (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
             raise
         raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]'") from error
+
+
+def backend_name(ops: Backend) -> str:
+    """What load_backend was asked for."""
+    module = ops.__name__.removeprefix(f"{__name__}.")
+    return next((name for name, other in REPRODUCIBLE.items() if other == module), module)
