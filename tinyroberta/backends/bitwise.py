@@ -383,10 +383,11 @@ def sliced_product(a: Array, row_scales: Array, b: Array, column_scales: Array, 
     slices, T, K = a.shape
     sums = np.zeros((kept, T, b.shape[1]), np.int32)
     for start in range(0, K, EXACT):
-        left, right = (x[:, :, start : start + EXACT].astype(f) for x in (a, b))
-        for i in range(slices):
-            for j in range(min(slices, kept - i)):
-                sums[i + j] += (left[i] @ right[j].T).astype(np.int32)
+        left = a[:, :, start : start + EXACT].astype(f)
+        for j in range(slices):
+            right = b[j, :, start : start + EXACT].astype(f).T
+            for i in range(min(slices, kept - j)):
+                sums[i + j] += (left[i] @ right).astype(np.int32)
     y = sums[-1].astype(f)
     for diagonal in sums[-2::-1]:
         y = diagonal.astype(f) + y * f(2.0**-8)
