@@ -50,8 +50,9 @@ class Running(TypedDict, total=False):
     """How a model is run: the same arguments for load, from_pretrained and a new model.
 
     backend: its name, None for numba where that is installed and can run the model, else numpy; dtype: "float32" or "float64";
-    matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the same
-    bits on every machine.
+    matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the
+    outputs but for losses have the same bits on every machine, path, number of threads and in any batch, as backends/bitwise.py
+    defines them.
     """
 
     backend: str | None

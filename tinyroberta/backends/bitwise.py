@@ -5,10 +5,11 @@ one way only, one at a time: + - * / sqrt, rounding to an integer (ties to even)
 multiply-add, never a library's exp or sum. A fast path is tested equal to this, not close. (Which NaN comes out is left open, and
 so is what a NaN or infinity in a key's row does to causal attention before it.)
 
-Three orders of summing:
+The orders of summing:
 
     rows (norms)      number j goes to lane j mod 64; lanes add up from the front; halves add until one lane is left
     attention         256 products to a part, each part from front to back starting at 0; parts add up from 0 on
+    relative scores   from front to back, starting at 0
     dense layers      none: digits of 8 bits are multiplied and summed in integers, exactly (the Ozaki scheme; sliced_product)
 
 numba compiles the functions from `exp` to `tanh` from here, reading `where`, `power` and `root` in its own way.
@@ -386,10 +387,11 @@ def sliced_product(a: Array, row_scales: Array, b: Array, column_scales: Array, 
     kept += bool(np.any(coarse))
     sums = np.zeros((kept, T, b.shape[1]), np.int32)
     for start in range(0, K, EXACT):
-        left, right = (x[:, :, start : start + EXACT].astype(f) for x in (a, b))
-        for i in range(slices):
-            for j in range(min(slices, kept - i)):
-                sums[i + j] += (left[i] @ right[j].T).astype(np.int32)
+        left = a[:, :, start : start + EXACT].astype(f)
+        for j in range(slices):
+            right = b[j, :, start : start + EXACT].astype(f).T
+            for i in range(min(slices, kept - j)):
+                sums[i + j] += (left[i] @ right).astype(np.int32)
     if np.any(coarse):
         sums[-1][~coarse] = 0
     y = sums[-1].astype(f)
@@ -423,7 +425,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         _threadpoolctl()
 
     def pack(parts: list[Array], kind: tuple[int, int]) -> list[Weight]:
-        weight, (slices, kept) = np.concatenate(parts), kind
+        weight, (slices, kept) = np.concatenate(parts) if len(parts) > 1 else parts[0], kind
         pieces = [weight[:, start : start + DEEPEST] for start in range(0, weight.shape[1], DEEPEST)]
         return [Weight(*cut(piece, slices), kept) for piece in pieces]
 

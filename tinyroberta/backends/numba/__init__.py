@@ -1,9 +1,9 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
 Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them,
-compiled.py for what keeps them.
-float32 only: float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits alone and in any
-batch, any order and with any number of threads; on blas that is up to BLAS.
+compiled.py for what keeps them. float32 only: float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has
+the same bits alone and in any batch, any order and with any number of threads; on blas that is up to BLAS. reproducible.py: the
+same bits on every path.
 """
 
 from collections.abc import Callable, Iterator
@@ -91,9 +91,8 @@ def linear(
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
 
-SLICED = {unit: partial(gemm.cut_product, unit) for unit in gemm.CUT_PRODUCTS} | {
-    "digits": gemm.digit_product
-}  # equal to the bit
+# Products of cut rows by a weight's panels, equal to the bit.
+SLICED = {unit: partial(gemm.cut_product, unit) for unit in gemm.CUT_PRODUCTS} | {"digits": gemm.digit_product}
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:

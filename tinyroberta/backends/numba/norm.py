@@ -63,7 +63,6 @@ def _rows(arguments, block, worker):
         t = block * 16 + r
         if t < T:
             source = carray(floats(x + t * stride * 4), D)
-            target = carray(floats(out + t * D * 4), D) if slices == 0 else row
             for j in range(D):
                 row[j] = source[j]
             if weight:
@@ -74,7 +73,7 @@ def _rows(arguments, block, worker):
                 variance = total_of_squares(whole, D) / np.float32(D)
                 inverse = np.float32(1) / np.float32(math.sqrt(variance + small))
                 for j in range(D):
-                    target[j] = row[j] * inverse * gain[j] + shift[j]
+                    row[j] = row[j] * inverse * gain[j] + shift[j]
         else:
             for j in range(D):
                 row[j] = np.float32(0)
@@ -82,6 +81,10 @@ def _rows(arguments, block, worker):
             scale, squares = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
             carray(floats(scales + block * 64), 16)[r] = scale
             carray(bytes_(given[11] + block * 16), 16)[r] = slices > 1 and t < T and squares < COARSE * D
+        elif t < T:
+            target = carray(floats(out + t * D * 4), D)
+            for j in range(D):
+                target[j] = row[j]
     free(whole)
 
 
