@@ -96,10 +96,21 @@ def test_sliced_products_are_exact_sums(cut: tuple[int, int]) -> None:
     random = np.random.default_rng()
     for into, out in WIDTHS:
         x, weight = (random.standard_normal(s, dtype=np.float32) for s in ((7, into), (out, into)))
+        x[5] **= 9  # with outliers
         x *= np.float32(10.0) ** random.integers(-20, 20, (7, 1)).astype(np.float32)
         x[0] = 0
         found = bitwise.sliced_product(*bitwise.cut(x, cut[0]), *bitwise.cut(weight, cut[0]), cut[1])
         assert_same_bits(found, sliced_product(x, weight, *cut))
+
+
+def test_a_row_with_outliers_is_better_for_one_more_diagonal_and_its_neighbours_stay_as_they_are() -> None:
+    random = np.random.default_rng()
+    x, weight = random.standard_normal((9, 768), dtype=np.float32), random.standard_normal((64, 768), dtype=np.float32)
+    x[4, ::96] *= 60
+    exact, six = x.astype(float) @ weight.T.astype(float), sliced_product(x, weight, 3, 3, coarse=False)
+    found = bitwise.sliced_product(*bitwise.cut(x, 3), *bitwise.cut(weight, 3), 3)
+    assert relative_error(found[4], exact[4]) < relative_error(six[4], exact[4]) / 2
+    assert_same_bits(np.delete(found, 4, 0), np.delete(six, 4, 0))
 
 
 def test_the_largest_sums_of_digits_are_exact() -> None:
