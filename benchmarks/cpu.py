@@ -34,6 +34,7 @@ RESULTS = Path(__file__).with_name("results")
 SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
 WORK = ("1x16", "1x128", "1x512", "8x128", "ragged")
 BUCKETS = 4
+BUSY = 0.7  # load average before anything is timed
 PACKAGES = ("numpy", "numba", "torch", "transformers", "onnxruntime", "openvino", "nncf", "ctranslate2")
 Times = dict[str, list[float]]
 
@@ -353,7 +354,10 @@ def machine() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     about = {"cpu": processor(), "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
-    return about | {"date": datetime.date.today().isoformat(), "path": describe(), "versions": versions}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    if load > BUSY:  # threads that spin while they wait for one another lose far more than their share then
+        print(f"the machine is busy (load {load:.1f}): the ratios will mean little", flush=True)
+    return about | {"date": datetime.date.today().isoformat(), "path": describe(), "versions": versions, "load": load}
 
 
 def save(result: dict[str, Any], what: str) -> Path:

@@ -169,10 +169,12 @@ def installed(requirements: tuple[str, ...]) -> int:  # -> bytes
 
 def once(name: str, folder: Any, threads: int) -> list[float]:
     """The numbers that one fresh process prints."""
+    import os
     import subprocess
 
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # installed packages are compiled, ours too
     command = [sys.executable, "-m", "benchmarks.start", "fresh", name, str(folder), str(threads), str(time.monotonic())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it died"])[-1])
     return [float(x) for x in done.stdout.split()]
