@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -33,6 +34,18 @@ if COMPILED:
 
     PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
     numba = load_backend("numba", reproducible=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_of_blas() -> Iterator[None]:
+    """Products this small wait for BLAS's threads far longer than they take."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture(params=PATHS or [pytest.param("", marks=compiled)])
