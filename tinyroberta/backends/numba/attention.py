@@ -9,6 +9,7 @@ Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. Probabilit
 """
 
 import math
+from functools import lru_cache
 from types import FunctionType
 
 import numpy as np
@@ -172,17 +173,24 @@ def _places(x, d):
     return [x, 0, d, x.strides[0] // 4]
 
 
+@lru_cache(8)  # every layer of a model asks for the same
+def _blocks(starts, heads):  # the bytes of (B + 1,) int64 -> (blocks, 3)
+    """Which sequence, head and first query each block of work has."""
+    starts = np.frombuffer(starts, np.int64)
+    blocks = -(-(starts[1:] - starts[:-1]) // QUERIES)
+    b = np.repeat(np.arange(len(blocks)), blocks * heads)
+    within = np.arange(len(b)) - np.repeat(np.cumsum(blocks * heads) - blocks * heads, blocks * heads)
+    return np.stack([b, within // blocks[b], within % blocks[b] * QUERIES], 1)
+
+
 def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):
     """(Tq, D), (Tk, D) x2 -> (Tq, D), and B x (H, Sq, Sk) if asked; not fused: to the bit as backends/bitwise.py."""
     Tq, D = q.shape
     d = D // heads
     q = q if q.dtype == np.float32 and q.strides[1] == 4 else np.ascontiguousarray(q, np.float32)
     starts, keys, lengths = (np.ascontiguousarray(x, np.int64) for x in sequences[:3])
+    table = _blocks(starts.tobytes(), heads)
     counts = starts[1:] - starts[:-1]
-    blocks = -(-counts // QUERIES)
-    b = np.repeat(np.arange(len(counts)), blocks * heads)
-    within = np.arange(len(b)) - np.repeat(np.cumsum(blocks * heads) - blocks * heads, blocks * heads)
-    table = np.stack([b, within // blocks[b], within % blocks[b] * QUERIES], 1)
     kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(counts, lengths, strict=True)] if probs else None
     where = np.array([x.ctypes.data for x in kept], np.int64) if kept is not None else None
     padded = -(-d // 16) * 16
