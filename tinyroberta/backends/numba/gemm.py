@@ -297,21 +297,25 @@ def _sliced_dots(arguments, block, worker):
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     memory = allocate(8192 + 2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
-    y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * steps * slices * 2048
+    size = steps * slices * 2048
+    y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * size
+    following = right + given[THREADS] * size if panel + given[THREADS] < panels else right
     hold_bias(bias, given, panel)
     for rows in range(first, last):
         height, diagonals = min(16, given[T] - rows * 16), diagonals_of(given, rows)
         for r in range(0, height, 4):
             sums, left = s + r * diagonals * 128, given[A] + rows * steps * slices * 1024 + r * 64
+            fetched = ((rows - first) * 16 + r) * steps * 256
+            ahead = following + fetched if fetched < size else right
             if slices == 3 and diagonals == 3:
-                dots_33(sums, left, right, steps)
+                dots_33(sums, left, right, steps, ahead)
             elif slices == 3:
-                dots_34(sums, left, right, steps)
-                dots_34(sums + 1024, left + 128, right, steps)
+                dots_34(sums, left, right, steps, ahead)
+                dots_34(sums + 1024, left + 128, right, steps, right)
             elif diagonals == 2:
-                dots_22(sums, left, right, steps)
+                dots_22(sums, left, right, steps, ahead)
             else:
-                dots_23(sums, left, right, steps)
+                dots_23(sums, left, right, steps, ahead)
         combine(s, diagonals, given, rows, panel, height, bias, y)
         deliver(y, height, given, rows * 16, panel)
     free(memory)
@@ -325,12 +329,16 @@ def _bf16_dots(arguments, block, worker):
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     memory = allocate(2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
+    size = steps * 2048
+    right = given[B] + panel * size
+    following = right + given[THREADS] * size if panel + given[THREADS] < panels else right
     hold_bias(s + 2048, given, panel)
     for rows in range(first, last):
         height = min(16, given[T] - rows * 16)
         left = given[A] + rows * steps * 1024
         for r in range(0, height, 8):
-            dots_bf16(s + r * 128, left + r * 64, given[B] + panel * steps * 2048, steps)
+            fetched = ((rows - first) * 16 + r) * steps * 128
+            dots_bf16(s + r * 128, left + r * 64, right, steps, following + fetched if fetched < size else right)
         add_bias(s, height, s + 2048)
         deliver(s, height, given, rows * 16, panel)
     free(memory)
@@ -359,15 +367,15 @@ def multiply_by_blocks(c, c_row, rows, columns, a, a_row, a_column, b, b_row, de
             for row in range(0, rows // ROWS * ROWS, ROWS):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
                 else:
-                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
             for row in range(rows // ROWS * ROWS, rows):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
                 else:
-                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some)
+                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
 
 
 multiply = njit(error_model="numpy")(multiply_by_blocks)
@@ -376,19 +384,25 @@ KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers; NumPy holds 
 
 
 def by_panel(kind):
-    """multiply, of rows by a panel (K, 32) of numbers of a kind: y (rows, 32) += x (rows, K) panel."""
+    """multiply, of rows by a panel (K, 32) of numbers of a kind: y (rows, 32) += x (rows, K) panel.
+
+    The first rows meanwhile fetch what comes next, the panel's next numbers or the following panel's first.
+    """
     many, one, size = fma_block(ROWS, VECTORS, kind), fma_block(1, VECTORS, kind), 4 if kind == "float32" else 2
 
     @njit(error_model="numpy")
-    def multiply(y, rows, x, x_row, panel, depth):
+    def multiply(y, rows, x, x_row, panel, depth, following):
         for k in range(0, depth, DEPTH):
             some = min(DEPTH, depth - k)
+            after = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
             for column in range(0, 32, 16 * VECTORS):
                 right = panel + (k * 32 + column) * size
                 for row in range(0, rows // ROWS * ROWS, ROWS):
-                    many(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some)
+                    fetched = (row // ROWS + column // (16 * VECTORS)) * some * 64
+                    ahead = after + fetched if fetched < some * 32 * size else right
+                    many(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead)
                 for row in range(rows // ROWS * ROWS, rows):
-                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some)
+                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, after)
 
     return multiply
 
@@ -407,13 +421,15 @@ def _fma_products(arguments, block, worker):
     sums = carray(floats(y), (last - first) * 32)
     for i in range(len(sums)):
         sums[i] = np.float32(0)
+    following = panel + given[THREADS]
+    following = given[B] + following * K * (64 if kind else 128) if following < panels else right
     hold_bias(bias, given, panel)
     if kind == 0:
-        multiply_float32(y, last - first, x, row, right, K)
+        multiply_float32(y, last - first, x, row, right, K, following)
     elif kind == 1:
-        multiply_bfloat16(y, last - first, x, row, right, K)
+        multiply_bfloat16(y, last - first, x, row, right, K, following)
     else:
-        multiply_float16(y, last - first, x, row, right, K)
+        multiply_float16(y, last - first, x, row, right, K, following)
     add_bias(y, last - first, bias)
     deliver(y, last - first, given, first, panel)
     free(bias)

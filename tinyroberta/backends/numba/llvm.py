@@ -96,11 +96,15 @@ def prefetch(typingctx, address):
     """Ask for the cache line at an address."""
 
     def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], I8.as_pointer())
-        _call_void(builder, "llvm.prefetch.p0", [I8.as_pointer(), I32, I32, I32], [pointer, I32(0), I32(2), I32(1)])
+        _prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+def _prefetch(builder, address):
+    pointer = builder.inttoptr(address, I8.as_pointer())
+    _call_void(builder, "llvm.prefetch.p0", [I8.as_pointer(), I32, I32, I32], [pointer, I32(0), I32(2), I32(1)])
 
 
 @intrinsic
@@ -299,15 +303,16 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
     Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
-    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once.
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. A cache line from
+    `ahead` on is fetched with every k.
     """
     size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
 
     @intrinsic
-    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth):
+    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth, ahead):
         def codegen(context, builder, signature, args):
-            c, c_row, a, a_row, a_column, b, b_row, depth = args
+            c, c_row, a, a_row, a_column, b, b_row, depth, ahead = args
             sums = [[cgutils.alloca_once(builder, LANES) for _ in range(vectors)] for _ in range(rows)]
             zero = ir.Constant(LANES, [0.0] * 16)
             for row in sums:
@@ -322,6 +327,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED):
                 right = at(b, k, b_row, size)
                 loaded = [_widened(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
                 left = at(a, k, a_column)
+                _prefetch(builder, builder.add(ahead, builder.mul(k, I64(64))))
                 for r in range(rows):
                     pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
                     spread = _spread(builder, builder.load(pointer, align=4))
@@ -341,7 +347,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED):
                     builder.store(total, pointer, align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), codegen
+        return types.void(*[types.int64] * 9), codegen
 
     return block
 
@@ -351,6 +357,7 @@ def dot_block(rows, slices, diagonals):
 
     Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
     sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
+    A cache line from `ahead` on is fetched with every 4 bytes of a row.
     """
     kind, name = (LANES, "avx512bf16.dpbf16ps.512") if slices == 1 else (INTEGERS, "avx512.vpdpbusd.512")
     dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
@@ -375,9 +382,9 @@ def dot_block(rows, slices, diagonals):
         return [[builder.neg(builder.call(add_up, [builder.load(place)])) for place in row] for row in totals]
 
     @intrinsic
-    def block(typingctx, sums, left, right, steps):
+    def block(typingctx, sums, left, right, steps, ahead):
         def codegen(context, builder, signature, args):
-            sums, left, right, steps = args
+            sums, left, right, steps, ahead = args
             places = [[[cgutils.alloca_once(builder, kind) for _ in range(2)] for _ in range(diagonals)] for _ in range(rows)]
             taken = taken_off(builder, left, steps) if slices > 1 else []
             for r, n, half in itertools.product(range(rows), range(diagonals), range(2)):
@@ -389,6 +396,8 @@ def dot_block(rows, slices, diagonals):
                 start = builder.mul(step.index, I64(slices * 1024))
                 a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
                 b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
+                line = builder.add(builder.mul(step.index, I64(16)), quad.index)
+                _prefetch(builder, builder.add(ahead, builder.mul(line, I64(64))))
                 for j in range(slices):
                     weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
                     if slices > 1:
@@ -404,6 +413,6 @@ def dot_block(rows, slices, diagonals):
                 builder.store(builder.load(places[r][n][half]), builder.inttoptr(address, kind.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4), codegen
+        return types.void(*[types.int64] * 5), codegen
 
     return block
