@@ -11,6 +11,7 @@ second caller simply works alone while the first one has the pool, and a forked 
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write.
 REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, SLEEPING = 0, 64, 128, 136, 144, 192
 ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on how many threads may claim them
-SPINS = 2000
+SPIN = 100e-6  # seconds
 
 
 @njit(error_model="numpy")
@@ -96,6 +97,7 @@ class Pool:
         self.limit = allowed_threads()
         self.state = aligned((8 * (self.limit + 4),), np.int64)
         self.state[:] = 0
+        self.spins = int(SPIN / min(_seconds_of_looks(self.state.ctypes.data) for _ in range(3)) * LOOKS)
 
     def ready(self, threads: int) -> None:
         """Start the workers that are missing, wake those that sleep."""
@@ -103,7 +105,8 @@ class Pool:
             wake: SimpleQueue[None] = SimpleQueue()
             self.wakes.append(wake)
             name = f"tinyroberta-{len(self.wakes)}"
-            threading.Thread(target=_work, args=(self.state, len(self.wakes), wake), name=name, daemon=True).start()
+            given = (self.state, len(self.wakes), self.spins, wake)
+            threading.Thread(target=_work, args=given, name=name, daemon=True).start()
         flags = self.state[SLEEPING // 8 :: 8]
         for worker in range(1, threads):
             if flags[worker]:
@@ -111,10 +114,20 @@ class Pool:
                 self.wakes[worker - 1].put(None)
 
 
-def _work(state: Array, worker: int, wake: "SimpleQueue[None]") -> None:
+LOOKS = 500
+
+
+def _seconds_of_looks(state: int) -> float:
+    """How long so many looks for work take where there is none: a pause is 40 cycles on one CPU and 140 on another."""
+    start = time.perf_counter()
+    _work_on(state, 0, LOOKS)
+    return time.perf_counter() - start
+
+
+def _work(state: Array, worker: int, spins: int, wake: "SimpleQueue[None]") -> None:
     where = state.ctypes.data
     while True:
-        _work_on(where, worker, SPINS)
+        _work_on(where, worker, spins)
         _lie_down(where, worker, 0)
         wake.get()
 
