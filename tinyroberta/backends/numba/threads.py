@@ -97,10 +97,12 @@ class Pool:
         self.limit = allowed_threads()
         self.state = aligned((8 * (self.limit + 4),), np.int64)
         self.state[:] = 0
-        self.spins = int(SPIN / min(_seconds_of_looks(self.state.ctypes.data) for _ in range(3)) * LOOKS)
+        self.spins = 0
 
     def ready(self, threads: int) -> None:
         """Start the workers that are missing, wake those that sleep."""
+        if not self.spins:
+            self.spins = int(SPIN / min(_seconds_of_looks(self.state.ctypes.data) for _ in range(3)) * LOOKS)
         while len(self.wakes) < threads - 1:
             wake: SimpleQueue[None] = SimpleQueue()
             self.wakes.append(wake)
