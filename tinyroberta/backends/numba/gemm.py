@@ -367,15 +367,15 @@ def multiply_by_blocks(c, c_row, rows, columns, a, a_row, a_column, b, b_row, de
             for row in range(0, rows // ROWS * ROWS, ROWS):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
+                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
                 else:
-                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
+                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
             for row in range(rows // ROWS * ROWS, rows):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
+                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
                 else:
-                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, right)
+                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
 
 
 multiply = njit(error_model="numpy")(multiply_by_blocks)
@@ -388,7 +388,8 @@ def by_panel(kind):
 
     The first rows meanwhile fetch what comes next, the panel's next numbers or the following panel's first.
     """
-    many, one, size = fma_block(ROWS, VECTORS, kind), fma_block(1, VECTORS, kind), 4 if kind == "float32" else 2
+    many, one = (fma_block(rows, VECTORS, kind, fetches=True) for rows in (ROWS, 1))
+    size = 4 if kind == "float32" else 2
 
     @njit(error_model="numpy")
     def multiply(y, rows, x, x_row, panel, depth, following):

@@ -299,12 +299,12 @@ def _widened(builder, address, kind):
     return builder.bitcast(builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * 16)), LANES)
 
 
-def fma_block(rows, vectors, kind="float32", fused=FUSED):
+def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=False):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
     Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
-    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. A cache line from
-    `ahead` on is fetched with every k.
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. fetches: with every k
+    a cache line from `ahead` on is fetched.
     """
     size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
@@ -327,7 +327,8 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED):
                 right = at(b, k, b_row, size)
                 loaded = [_widened(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
                 left = at(a, k, a_column)
-                _prefetch(builder, builder.add(ahead, builder.mul(k, I64(64))))
+                if fetches:
+                    _prefetch(builder, builder.add(ahead, builder.mul(k, I64(64))))
                 for r in range(rows):
                     pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
                     spread = _spread(builder, builder.load(pointer, align=4))
