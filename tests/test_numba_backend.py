@@ -233,6 +233,92 @@ def test_attention(lengths: tuple[int, ...], causal: bool, extras: bool) -> None
             np.testing.assert_array_equal(alone, out[rows])
 
 
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(params=CUTTERS)
+def bf16_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every path here whose attention multiplies bf16, forced."""
+    path = {"tiles": "amx", "dots": "vnni"}[request.param]
+    if path == "vnni" and not paths.BF16_DOTS:
+        pytest.skip("no dot products of bf16 here")
+    monkeypatch.setenv("TINYROBERTA_CPU", path)
+    return path
+
+
+@pytest.mark.parametrize("lengths", [(1,), (7, 1, 33), (129, 40)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.usefixtures("bf16_path")
+def test_attention_of_bf16(lengths: tuple[int, ...], causal: bool, extras: bool) -> None:
+    random = np.random.default_rng()
+    for heads, d in ((2, 16), (3, 48), (2, 64)):
+        B, T, D = len(lengths), sum(lengths), heads * d
+        qkv = random.standard_normal((T, 3 * D)).astype(BF16)
+        q, k, v = qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        sequences = Sequences(starts, starts[:-1], np.array(lengths, np.int32), causal)
+        given = {}
+        if extras and B == 1:
+            given["bias"] = random.standard_normal((1, heads, lengths[0], lengths[0]), dtype=np.float32)
+        if extras:
+            given["head_mask"] = random.random((1, heads, 1, 1), dtype=np.float32)
+        double = {name: x.astype(float) for name, x in given.items()}
+        exact, p = reference.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads, probs=True, **double)
+        largest, _ = reference.attention(*(x.astype(float) for x in (q, k, np.abs(v))), sequences, heads, **double)
+        out, none = ops.attention(q, k, v, sequences, heads, **given)
+        again, probabilities = ops.attention(q, k, v, sequences, heads, probs=True, **given)
+        assert none is None
+        found = ops.to_numpy(out)
+        np.testing.assert_array_equal(found, ops.to_numpy(again))
+        # half a unit of bf16 in q / sqrt(d) where that is no power of two, which moves a score by so much of the sum of |q k|,
+        # then half a unit in p, and in what comes out
+        moved = 0.0 if math.sqrt(d) in (4, 8) else 2.0**-8 * 2 * math.sqrt(d) * 3
+        assert (np.abs(found - exact) <= (2 * moved + 2.0**-8 + 2e-5) * largest + 2.0**-8 * np.abs(exact)).all()
+        for x, expected in zip(probabilities, p, strict=True):
+            assert (np.abs(x - expected) <= (2 * moved + 2e-5) * expected + 1e-37).all()
+        for b, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+            rows, one = slice(start, start + length), np.array([0, length], np.int32)
+            of_one = {name: x[b : b + 1] if len(x) > 1 else x for name, x in given.items()}
+            with threads.limited(1):
+                alone, _ = ops.attention(q[rows], k[rows], v[rows], Sequences(one, one[:1], one[1:], causal), heads, **of_one)
+            np.testing.assert_array_equal(ops.to_numpy(alone), found[rows])
+
+
+@pytest.mark.usefixtures("bf16_path")
+def test_attention_of_bf16_reads_a_cache_as_it_reads_packed_rows() -> None:
+    random = np.random.default_rng()
+    B, S, past, heads, d = 3, 4, 46, 2, 16
+    q = random.standard_normal((B * S, heads * d)).astype(BF16)
+    keys, values = random.standard_normal((2, B, heads, past + S + 9, d)).astype(BF16)
+    keys[:, :, past + S :] = np.nan  # not in use
+    starts, length = np.arange(B + 1, dtype=np.int32), np.full(B, past + S, np.int32)
+    in_cache, in_rows = (Sequences(starts * S, first, length, True) for first in (starts[:-1] * 0, starts[:-1] * (past + S)))
+    cached, _ = ops.attention(q, keys, values, in_cache, heads)
+    rows = [x[:, :, : past + S].transpose(0, 2, 1, 3).reshape(-1, heads * d) for x in (keys, values)]
+    packed, _ = ops.attention(q, *rows, in_rows, heads)
+    np.testing.assert_array_equal(ops.to_numpy(cached), ops.to_numpy(packed))
+    exact, _ = reference.attention(*(x.astype(float) for x in (q, *rows)), in_rows, heads)
+    assert relative_error(ops.to_numpy(cached), exact) < 2.0**-8
+
+
+@pytest.mark.usefixtures("bf16_path")
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_products_hand_on_bf16(tokens: int) -> None:
+    random = np.random.default_rng()
+    for into, out in WIDTHS:
+        x, weight, bias = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into), out))
+        x[-1, 0] = np.nan
+        held = prepared(weight, "medium")
+        whole = ops.linear(x, held, bias, activation="gelu").astype(BF16)
+        rows = ops.linear(x, held._replace(gives=gemm.HALVES), bias, activation="gelu")
+        assert rows.dtype == BF16
+        np.testing.assert_array_equal(rows.astype(np.float32), whole.astype(np.float32))
+        cut = ops.linear(x, held._replace(gives=gemm.BLOCKS), bias, activation="gelu")
+        np.testing.assert_array_equal(ops.to_numpy(cut), whole.astype(np.float32))
+        np.testing.assert_array_equal(cut[: tokens // 2].blocks, norm.cut(whole[: tokens // 2].astype(np.float32), 1).blocks)
+
+
 def test_attention_against_scores_one_at_a_time() -> None:
     q, k, v = np.random.default_rng().standard_normal((3, 6, 15), dtype=np.float32)
     one = np.array([0, 6], np.int32)

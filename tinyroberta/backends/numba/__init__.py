@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from ...errors import Error
 from ...progress import progress
@@ -19,7 +20,7 @@ from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
 from ..numpy import relative
 from . import attention as _attention
-from . import elementwise, gemm, norm, slices, threads
+from . import attention_bf16, elementwise, gemm, norm, slices, threads
 from .compiled import keep_promises, warmup
 from .paths import chosen_path, describe, unit_of
 from .threads import limited
@@ -51,6 +52,7 @@ class Weight(NamedTuple):
     scales: Array | None
     cut: tuple[int, int]  # slices and diagonals
     shape: tuple[int, int]
+    gives: int = gemm.FLOATS
 
 
 CUTS = bitwise.CUTS | {"medium": ((1, 1), (1, 1))}  # one slice is bf16
@@ -86,7 +88,8 @@ def linear(
         return _in_pieces(x, weight, bias, name, residual)
     if weight.unit in SLICED:
         x = x if isinstance(x, norm.Cut) else norm.cut(x, weight.cut[0])
-        return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual)
+        gives = {"gives": weight.gives} if weight.gives else {}
+        return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual, **gives)
     product = gemm.fma_product if weight.unit == "fma" else gemm.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
@@ -116,8 +119,11 @@ def attention(
     head_mask: Array | None = None,
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
-    """As the NumPy backend's."""
-    return _attention.attention(q, k, v, sequences, heads, bias, head_mask, probs)
+    """As the NumPy backend's; of bf16, its products are of bf16 too and what comes out is cut for the product that follows."""
+    given = (q, k, v, sequences, heads, bias, head_mask, probs)
+    if q.dtype == bfloat16 and q.shape[1] // heads % 16 == 0:
+        return attention_bf16.attention(chosen_path() == "amx", *given)
+    return _attention.attention(*given)
 
 
 def activation(x: Array, name: Activation) -> Array:
@@ -162,9 +168,21 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             told(4 * sum(part.size for part in parts))
             return held
 
+        if unit in SLICED and precision == "medium" and not exact:
+            return between_products(bitwise.arrange(tree, cuts, pack, gain, folds=False))
         if unit in SLICED:
-            return bitwise.arrange(tree, cuts, pack, gain, folds=exact or precision != "medium")
+            return bitwise.arrange(tree, cuts, pack, gain)
         return bitwise.arrange(tree, cuts, pack, folds=False)
+
+
+def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
+    """The tree, its weights told to give bf16 to what reads only that: attention, and the feed-forward's second product."""
+    tree = {key: between_products(x, key) if isinstance(x, dict) else x for key, x in tree.items()}
+    reader, gives = {"self": ("qkv", gemm.HALVES), "intermediate": ("dense", gemm.BLOCKS)}.get(name, ("", gemm.FLOATS))
+    held = tree.get(reader, {}).get("weight")
+    if isinstance(held, Weight) and "distance_embedding" not in tree:
+        tree[reader] = tree[reader] | {"weight": held._replace(gives=gives)}
+    return tree
 
 
 def _numbers(tree: Any) -> int:

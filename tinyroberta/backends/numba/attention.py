@@ -14,6 +14,7 @@ from types import FunctionType
 
 import numpy as np
 
+from . import amx
 from .compiled import Kernel, carray, njit
 from .elementwise import exp
 from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
@@ -21,8 +22,9 @@ from .llvm import allocate, float_of, floats, fma_block, free, most_of_columns, 
 from .threads import aligned, parallel, thread_limit
 
 QUERIES = 32
-GIVEN = 44
-BIAS, HEAD_MASK = 24, 32  # where their address and four strides stand
+# What a kernel is given: addresses and shapes; K and V begin at an address with three strides, the masks with four.
+TABLE, HEADS, WIDTH, CAUSAL, STARTS, KEYS, LENGTHS, ROOT, SCRATCH, SIZE, Q, Q_ROW = range(12)
+K, KEPT, V, OUT, BIAS, HEAD_MASK, CONFIG, GIVEN = 12, 16, 17, 21, 22, 27, 32, 33
 
 # The product of gemm.py over blocks that round every product and every sum, as backends/bitwise.py.
 fma_rows, fma_row = fma_block(ROWS, VECTORS, fused=False), fma_block(1, VECTORS, fused=False)
@@ -31,7 +33,7 @@ multiply_in_order = njit(error_model="numpy")(FunctionType(multiply_by_blocks.__
 
 
 @njit(error_model="numpy")
-def soften(p, most, sums, part):  # (Sk, 32) scores -> probabilities, in place; most: the largest score of each query; room
+def exponentiate(p, most, sums, part):  # (Sk, 32) scores, in place -> exp(score - most) of each query, and 1 / their sums
     Sk = p.shape[0]
     for i in range(QUERIES):
         sums[i] = np.float32(0)
@@ -48,10 +50,6 @@ def soften(p, most, sums, part):  # (Sk, 32) scores -> probabilities, in place; 
             sums[i] += part[i]
     for i in range(QUERIES):
         sums[i] = np.float32(1) / sums[i]
-    for j in range(Sk):
-        row = p[j]
-        for i in range(QUERIES):
-            row[i] *= sums[i]
 
 
 @njit(error_model="numpy")
@@ -61,20 +59,54 @@ def place_of(g, mask, b, h, i, j):
 
 
 @njit(error_model="numpy")
+def add_bias(g, p, b, h, first, n, past):
+    """Onto scores (seen, 32) of n queries from `first` on: the bias; minus infinity where a query must not see a key."""
+    if g[BIAS]:
+        for j in range(p.shape[0]):
+            bias = place_of(g, BIAS, b, h, first, j)
+            for i in range(n):
+                p[j, i] += carray(floats(bias + i * g[BIAS + 3] * 4), 1)[0]
+    if g[CAUSAL]:
+        for j in range(max(0, past + first + 1), p.shape[0]):
+            for i in range(min(n, j - (past + first))):
+                p[j, i] = np.float32(-math.inf)
+
+
+@njit(error_model="numpy")
+def mask_head(g, p, b, h, first, n):
+    if g[HEAD_MASK]:
+        for j in range(p.shape[0]):
+            mask = place_of(g, HEAD_MASK, b, h, first, j)
+            for i in range(n):
+                p[j, i] *= carray(floats(mask + i * g[HEAD_MASK + 3] * 4), 1)[0]
+
+
+@njit(error_model="numpy")
+def keep(g, p, totals, b, h, first, n, Sq, Sk):
+    """The probabilities, times what their queries have in `totals`, if they were asked for."""
+    if not g[KEPT]:
+        return
+    kept = carray(floats(carray(words(g[KEPT] + b * 8), 1)[0] + (h * Sq + first) * Sk * 4), (n, Sk))
+    for i in range(n):
+        for j in range(p.shape[0]):
+            kept[i, j] = p[j, i] * totals[i]
+
+
+@njit(error_model="numpy")
 def attend(arguments, block, worker, in_order):
     """in_order is None or not when this is compiled: only one way to multiply is in the code."""
     g = carray(words(arguments), GIVEN)
-    table, heads, d, causal = g[0], g[1], g[2], g[3]
-    b, h, first = carray(words(table + block * 24), 3)
-    start, stop = carray(words(g[4] + b * 8), 2)
-    key, Sk = carray(words(g[5] + b * 8), 1)[0], carray(words(g[6] + b * 8), 1)[0]
+    table, heads, d, causal = g[TABLE], g[HEADS], g[WIDTH], g[CAUSAL]
+    b, h, first, last = carray(words(table + block * 32), 4)
+    start, stop = carray(words(g[STARTS] + b * 8), 2)
+    key, Sk = carray(words(g[KEYS] + b * 8), 1)[0], carray(words(g[LENGTHS] + b * 8), 1)[0]
     Sq = stop - start
-    n = min(QUERIES, Sq - first)
+    n = last - first
     seen = min(Sk, Sk - Sq + first + n) if causal else Sk
     padded = (d + 15) // 16 * 16
-    root = float_of(np.int32(g[7]))
+    root = float_of(np.int32(g[ROOT]))
 
-    scratch = g[8] + worker * g[9]
+    scratch = g[SCRATCH] + worker * g[SIZE]
     q_at = scratch
     y_at = q_at + padded * QUERIES * 4
     p_at = y_at + padded * QUERIES * 4
@@ -83,7 +115,7 @@ def attend(arguments, block, worker, in_order):
 
     for i in range(QUERIES):
         if i < n:
-            row = carray(floats(g[10] + ((start + first + i) * g[11] + h * d) * 4), d)
+            row = carray(floats(g[Q] + ((start + first + i) * g[Q_ROW] + h * d) * 4), d)
             for c in range(d):
                 q[c, i] = row[c] * root
         else:
@@ -92,42 +124,33 @@ def attend(arguments, block, worker, in_order):
     everything = carray(floats(p_at), seen * QUERIES)
     for i in range(seen * QUERIES):
         everything[i] = np.float32(0)
-    k_at = g[12] + (b * g[13] + h * g[14] + key * g[15]) * 4
+    k_at = g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * 4
     if in_order is None:
-        multiply(p_at, QUERIES, seen, QUERIES, k_at, g[15], 1, q_at, QUERIES, d)
+        multiply(p_at, QUERIES, seen, QUERIES, k_at, g[K + 3], 1, q_at, QUERIES, d)
     else:
-        multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, g[15], 1, q_at, QUERIES, d)
+        multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, g[K + 3], 1, q_at, QUERIES, d)
 
-    if g[BIAS]:
-        for j in range(seen):
-            bias = place_of(g, BIAS, b, h, first, j)
-            for i in range(n):
-                p[j, i] += carray(floats(bias + i * g[BIAS + 3] * 4), 1)[0]
-    if causal:
-        for j in range(max(0, Sk - Sq + first + 1), seen):
-            for i in range(min(n, j - (Sk - Sq + first))):
-                p[j, i] = np.float32(-math.inf)
     memory = allocate(3 * QUERIES * 4)
-    room = carray(floats(memory), (3, QUERIES))
+    of_queries = carray(floats(memory), (3, QUERIES))
+    add_bias(g, p, b, h, first, n, Sk - Sq)
     most_of_columns(p_at, seen, memory)
-    soften(p, room[0], room[1], room[2])
-    free(memory)
-    if g[HEAD_MASK]:
+    exponentiate(p, of_queries[0], of_queries[1], of_queries[2])
+    totals = of_queries[1]
+    if in_order is not None:
         for j in range(seen):
-            mask = place_of(g, HEAD_MASK, b, h, first, j)
-            for i in range(n):
-                p[j, i] *= carray(floats(mask + i * g[HEAD_MASK + 3] * 4), 1)[0]
-    if g[16]:
-        kept = carray(floats(carray(words(g[16] + b * 8), 1)[0] + (h * Sq + first) * Sk * 4), (n, Sk))
-        for i in range(n):
-            for j in range(seen):
-                kept[i, j] = p[j, i]
+            row = p[j]
+            for i in range(QUERIES):
+                row[i] *= totals[i]
+        for i in range(QUERIES):
+            totals[i] = np.float32(1)
+    mask_head(g, p, b, h, first, n)
+    keep(g, p, totals, b, h, first, n, Sq, Sk)
 
     for i in range(QUERIES):
         row = y[i]
         for c in range(padded):
             row[c] = np.float32(0)
-    values, value_row = g[17] + (b * g[18] + h * g[19] + key * g[20]) * 4, g[20]
+    values, value_row = g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * 4, g[V + 3]
     if padded != d:
         copy = carray(floats(v_at), (seen, padded))
         for j in range(seen):
@@ -142,9 +165,10 @@ def attend(arguments, block, worker, in_order):
     else:
         multiply_in_order(y_at, padded, n, padded, p_at, 1, QUERIES, values, value_row, seen)
     for i in range(n):
-        out, row = carray(floats(g[21] + ((start + first + i) * heads * d + h * d) * 4), d), y[i]
+        out, row = carray(floats(g[OUT] + ((start + first + i) * heads * d + h * d) * 4), d), y[i]
         for c in range(d):
-            out[c] = row[c]
+            out[c] = row[c] * totals[i]
+    free(memory)
 
 
 @Kernel
@@ -166,42 +190,44 @@ def _spread(x):
 
 
 def _places(x, d):
-    """Keys or values, (Tk, H d) or a cache (B, H, capacity, d): contiguous in d, with strides of sequence, head and row."""
-    x = x if x.dtype == np.float32 and x.strides[-1] == 4 else np.ascontiguousarray(x, np.float32)
+    """Keys or values, (Tk, H d) or a cache (B, H, capacity, d), with strides of sequence, head and row, in numbers."""
     if x.ndim == 4:
-        return [x, *(stride // 4 for stride in x.strides[:3])]
-    return [x, 0, d, x.strides[0] // 4]
+        return [x, *(stride // x.itemsize for stride in x.strides[:3])]
+    return [x, 0, d, x.strides[0] // x.itemsize]
 
 
 @lru_cache(8)  # every layer of a model asks for the same
-def _blocks(starts, heads):  # the bytes of (B + 1,) int64 -> (blocks, 3)
-    """Which sequence, head and first query each block of work has."""
+def _blocks(starts, heads, queries):  # the bytes of (B + 1,) int64 -> (blocks, 4)
+    """Which sequence, head, first query and query after the last each block of work has."""
     starts = np.frombuffer(starts, np.int64)
-    blocks = -(-(starts[1:] - starts[:-1]) // QUERIES)
+    lengths = starts[1:] - starts[:-1]
+    blocks = -(-lengths // queries)
     b = np.repeat(np.arange(len(blocks)), blocks * heads)
     within = np.arange(len(b)) - np.repeat(np.cumsum(blocks * heads) - blocks * heads, blocks * heads)
-    return np.stack([b, within // blocks[b], within % blocks[b] * QUERIES], 1)
+    first = within % blocks[b] * queries
+    return np.stack([b, within // blocks[b], first, np.minimum(first + queries, lengths[b])], 1)
+
+
+def call(kernel, dtype, q, k, v, sequences, heads, bias, head_mask, probs, queries, size, out):
+    """Run a kernel over blocks of so many queries, with `size` bytes for each thread; the probabilities, if asked."""
+    q, k, v = (x if x.dtype == dtype and x.strides[-1] == x.itemsize else np.ascontiguousarray(x, dtype) for x in (q, k, v))
+    d = q.shape[1] // heads
+    starts, keys, lengths = (np.ascontiguousarray(x, np.int64) for x in sequences[:3])
+    table, counts = _blocks(starts.tobytes(), heads, queries), starts[1:] - starts[:-1]
+    kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(counts, lengths, strict=True)] if probs else None
+    where = np.array([x.ctypes.data for x in kept], np.int64) if kept is not None else None
+    root, scratch = int(np.float32(1 / math.sqrt(d)).view(np.int32)), aligned((thread_limit(), size), np.int8)
+    values = [table, heads, d, int(sequences.causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // q.itemsize]
+    values += [*_places(k, d), where, *_places(v, d), out]
+    parallel(kernel, len(table), *values, *_spread(bias), *_spread(head_mask), amx.CONFIG)
+    return kept
 
 
 def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):
     """(Tq, D), (Tk, D) x2 -> (Tq, D), and B x (H, Sq, Sk) if asked; not fused: to the bit as backends/bitwise.py."""
-    Tq, D = q.shape
-    d = D // heads
-    q = q if q.dtype == np.float32 and q.strides[1] == 4 else np.ascontiguousarray(q, np.float32)
-    starts, keys, lengths = (np.ascontiguousarray(x, np.int64) for x in sequences[:3])
-    table = _blocks(starts.tobytes(), heads)
-    counts = starts[1:] - starts[:-1]
-    kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(counts, lengths, strict=True)] if probs else None
-    where = np.array([x.ctypes.data for x in kept], np.int64) if kept is not None else None
+    d, longest = q.shape[1] // heads, int(np.max(sequences.key_length))
     padded = -(-d // 16) * 16
-    longest = int(lengths.max())
-    size = (2 * padded + longest) * QUERIES + (longest * padded if padded != d else 0)
-    size = -(-size // 16) * 64
-    scratch = aligned((thread_limit(), size), np.int8)
-    out = np.empty((Tq, D), np.float32)
-    root = int(np.float32(1 / math.sqrt(d)).view(np.int32))
-    values = [table, heads, d, int(sequences.causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // 4]
-    values += [*_places(k, d), where, *_places(v, d), out]
-    values += [0] * (BIAS - len(values)) + _spread(bias) + [0] * (HEAD_MASK - BIAS - 5) + _spread(head_mask)
-    parallel(_attention if fused else _attention_in_order, len(table), *values, *[0] * (GIVEN - len(values)))
-    return out, kept
+    size = -(-((2 * padded + longest) * QUERIES + (longest * padded if padded != d else 0)) // 16) * 64
+    out = np.empty(q.shape, np.float32)
+    kernel = _attention if fused else _attention_in_order
+    return out, call(kernel, np.float32, q, k, v, sequences, heads, bias, head_mask, probs, QUERIES, size, out)

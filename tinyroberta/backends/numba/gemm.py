@@ -14,8 +14,10 @@ where in a block it stands.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from .. import bitwise
 from . import amx
@@ -33,9 +35,12 @@ from .llvm import (
     floats,
     fma_block,
     free,
+    halves,
     prefetch,
+    round_lanes,
     words,
 )
+from .norm import room
 from .paths import missing_dots
 from .slices import PANEL
 from .threads import address, aligned, parallel, thread_limit
@@ -58,7 +63,8 @@ half_046, half_147, half_256, half_357, half_047 = (
 A, B, ROW_SCALES, COLUMN_SCALES, BIAS, RESIDUAL, OUT, T, O, STEPS, CHUNK, KIND, ACTIVATE, CONFIG, THREADS, STRIDE, X_STRIDE = (
     range(17)
 )
-SLICES, DIAGONALS, COARSE, GIVEN = 17, 18, 19, 20
+SLICES, DIAGONALS, COARSE, GIVES, GIVEN = 17, 18, 19, 20, 21
+FLOATS, HALVES, BLOCKS = range(3)  # what a product gives: rows (T, O) of float32 or of bf16, or bf16 cut for the next product
 
 
 @Kernel
@@ -76,11 +82,31 @@ def hold_bias(at, given, panel):
 
 
 @njit(error_model="numpy")
+def deliver_halves(y, rows, width, given, first, panel):
+    """As bf16: a panel of outputs is one step of the next product."""
+    panels = (given[O] + 31) // 32
+    for r in range(rows):
+        row, t = y + r * 128, first + r
+        round_lanes(row, row), round_lanes(row + 64, row + 32)
+        if given[GIVES] == BLOCKS:
+            copy_lanes(row, given[OUT] + ((t // 16 * panels + panel) * 16 + t % 16) * 64)
+        elif width == 32:
+            copy_lanes(row, given[OUT] + (t * given[O] + panel * 32) * 2)
+        else:
+            rounded, to = carray(halves(row), width), carray(halves(given[OUT] + (t * given[O] + panel * 32) * 2), width)
+            for c in range(width):
+                to[c] = rounded[c]
+
+
+@njit(error_model="numpy")
 def deliver(y, height, given, first, panel):
     """Activation and residual on (height, 32) sums at an address; then those rows from `first` on that there are go out."""
     rows, width = min(height, given[T] - first), min(32, given[O] - panel * 32)
     if given[KIND]:
         call_kernel(given[ACTIVATE], y, height * 32, given[KIND])
+    if given[GIVES] != FLOATS:
+        deliver_halves(y, rows, width, given, first, panel)
+        return
     out = given[OUT] + (first * given[O] + panel * 32) * 4
     residual = given[RESIDUAL] + (first * given[STRIDE] + panel * 32) * 4
     if width == 32 and given[RESIDUAL]:
@@ -243,9 +269,30 @@ def _sliced_products(arguments, block, worker):
     free(memory)
 
 
+@njit(error_model="numpy")
+def bf16_tiles(s, left, below, right, steps, ahead, lines):
+    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is."""
+    zero_0(), zero_1(), zero_2(), zero_3()
+    if below:
+        for _ in range(steps):
+            for line in range(lines):
+                prefetch(ahead + line * 64)
+            ahead += lines * 64
+            load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
+            load_5(below, 64), half_256(), half_357()
+            left, below, right = left + 1024, below + 1024, right + 2048
+    else:
+        for _ in range(steps):
+            for line in range(lines):
+                prefetch(ahead + line * 64)
+            ahead += lines * 64
+            load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
+            left, right = left + 1024, right + 2048
+    store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
+
+
 @Kernel
 def _bf16_products(arguments, block, worker):
-    """32 x 32 sums in tiles 0 to 3, the lower half empty where there are no more rows."""
     given = carray(words(arguments), GIVEN)
     steps, panels = given[STEPS], (given[O] + 31) // 32
     chunk, panel = block // panels, block % panels
@@ -259,25 +306,9 @@ def _bf16_products(arguments, block, worker):
     hold_bias(s + 4096, given, panel)
     amx.configure(given[CONFIG])
     for rows in range(first, last, 2):
-        left, right = given[A] + rows * steps * 1024, given[B] + panel * size
-        below = left + steps * 1024
-        zero_0(), zero_1(), zero_2(), zero_3()
-        if rows + 1 < last:
-            for _ in range(steps):
-                for line in range(lines):
-                    prefetch(ahead + line * 64)
-                ahead += lines * 64
-                load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
-                load_5(below, 64), half_256(), half_357()
-                left, below, right = left + 1024, below + 1024, right + 2048
-        else:
-            for _ in range(steps):
-                for line in range(lines):
-                    prefetch(ahead + line * 64)
-                ahead += lines * 64
-                load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
-                left, right = left + 1024, right + 2048
-        store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
+        left = given[A] + rows * steps * 1024
+        bf16_tiles(s, left, left + steps * 1024 if rows + 1 < last else 0, given[B] + panel * size, steps, ahead, lines)
+        ahead += lines * 64 * steps
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)
     amx.release()
@@ -437,12 +468,14 @@ def _fma_products(arguments, block, worker):
 
 
 def _run(
-    kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0, cut=(0, 0, None)
-):
+    kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0,
+    cut=(0, 0, None), gives=FLOATS,
+):  # fmt: skip
     T, O = shape
-    out = np.empty(shape, np.float32)
+    result: Any = room(T, O) if gives == BLOCKS else np.empty(shape, bfloat16 if gives == HALVES else np.float32)
     if not T:
-        return out
+        return result
+    out = result.blocks if gives == BLOCKS else result
     residual_stride, kind = 0, CODES[activation or "linear"]
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
@@ -451,9 +484,9 @@ def _run(
     panels = -(-O // PANEL)
     parallel(
         kernel, chunks[1] * panels, x, weight, row_scales, column_scales, bias, residual, out, T, O, steps, chunks[0], kind,
-        activate_at, amx.CONFIG, thread_limit(), residual_stride, stride, *cut,
+        activate_at, amx.CONFIG, thread_limit(), residual_stride, stride, *cut, gives,
     )  # fmt: skip
-    return out
+    return result
 
 
 def _chunks(T, row_bytes):
@@ -463,14 +496,16 @@ def _chunks(T, row_bytes):
     return 2 * each, -(-T // (each * 32))
 
 
-def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual):
-    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O) float32, on tiles or by dot products."""
+def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual, gives=FLOATS):
+    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O), on tiles or by dot products; bf16 has no residual."""
     steps, slices = x.blocks.shape[1:3]
     kernel = CUT_PRODUCTS[unit][slices > 1]
     chunks = _chunks(x.shape[0], steps * slices * 64)
     shape = (x.shape[0], O)
     cut = (slices, diagonals, x.coarse)
-    return _run(kernel, x.blocks, x.scales, weight, scales, bias, residual, shape, steps, chunks, activation, cut=cut)
+    return _run(
+        kernel, x.blocks, x.scales, weight, scales, bias, residual, shape, steps, chunks, activation, cut=cut, gives=gives
+    )
 
 
 def fma_product(x, weight, O, bias, activation, residual):

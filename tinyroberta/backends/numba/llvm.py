@@ -174,12 +174,30 @@ def call_kernel(typingctx, function, arguments, block, worker):
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+def _pass_word(name):
+    """An intrinsic: the C library's read or write of 8 bytes, the number 1; whether they were passed."""
+
+    @intrinsic
+    def pass_word(typingctx, file):
+        def codegen(context, builder, signature, args):
+            kind = ir.FunctionType(I64, [I32, I8.as_pointer(), I64])
+            word = builder.bitcast(cgutils.alloca_once_value(builder, I64(1)), I8.as_pointer())
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            return builder.icmp_signed("==", builder.call(function, [builder.trunc(args[0], I32), word, I64(8)]), I64(8))
+
+        return types.boolean(types.int64), codegen
+
+    return pass_word
+
+
+read_word, write_word = (_pass_word(f"_{name}" if os.name == "nt" else name) for name in ("read", "write"))
+
 LANES = ir.VectorType(F32, 16)
 INTEGERS = ir.VectorType(I32, 16)
 
 
 def _lanes(builder, address, kind=LANES):
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=2)
 
 
 def _spread(builder, x, kind=LANES):
@@ -218,6 +236,95 @@ def combine_lanes(diagonals):
 
 
 @intrinsic
+def fused(typingctx, a, b, c):
+    """a b + c, float32, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
+        return builder.call(function, args)
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+HALVES = ir.VectorType(I16, 16)
+
+
+def _rounded(builder, x):
+    """16 float32 to bf16, nearest even, as the low halves of 16 integers."""
+
+    def same(number):
+        return ir.Constant(INTEGERS, [number] * 16)
+
+    bits = builder.bitcast(x, INTEGERS)
+    high = builder.lshr(bits, same(16))
+    up = builder.add(same(0x7FFF), builder.and_(high, same(1)))
+    near = builder.lshr(builder.add(bits, up), same(16))
+    return builder.select(builder.fcmp_unordered("uno", x, x), builder.or_(high, same(64)), near)
+
+
+def _store(builder, x, address):
+    builder.store(x, builder.inttoptr(address, x.type.as_pointer()), align=2)
+
+
+@intrinsic
+def round_lanes(typingctx, x, out):
+    """16 float32 at an address as 16 bf16 at another."""
+
+    def codegen(context, builder, signature, args):
+        _store(builder, builder.trunc(_rounded(builder, _lanes(builder, args[0])), HALVES), args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def round_pairs(typingctx, low, high, out):
+    """16 pairs of bf16, from 16 float32 at one address and 16 at another."""
+
+    def codegen(context, builder, signature, args):
+        low, high = (_rounded(builder, _lanes(builder, at)) for at in args[:2])
+        _store(builder, builder.or_(low, builder.shl(high, ir.Constant(INTEGERS, [16] * 16))), args[2])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pair_lanes(typingctx, low, high, out):
+    """16 pairs of 16 bits, from 16 at one address and 16 at another."""
+
+    def codegen(context, builder, signature, args):
+        low, high = (builder.zext(_lanes(builder, at, HALVES), INTEGERS) for at in args[:2])
+        _store(builder, builder.or_(low, builder.shl(high, ir.Constant(INTEGERS, [16] * 16))), args[2])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def scale_halves(typingctx, x, factor, out):
+    """16 bf16 at an address, times a float32, as 16 bf16 at another."""
+
+    def codegen(context, builder, signature, args):
+        scaled = builder.fmul(_widened(builder, args[0], "bfloat16"), _spread(builder, args[1]))
+        _store(builder, builder.trunc(_rounded(builder, scaled), HALVES), args[2])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), codegen
+
+
+@intrinsic
+def scale_lanes(typingctx, x, by, out):
+    """16 floats out = x by, by address."""
+
+    def codegen(context, builder, signature, args):
+        _store(builder, builder.fmul(_lanes(builder, args[0]), _lanes(builder, args[1])), args[2])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def add_lanes(typingctx, a, b, out):
     """16 floats out = a + b, by address."""
 
@@ -238,6 +345,26 @@ def copy_lanes(typingctx, a, out):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def transpose_lanes(typingctx, a, a_row, out, out_row):
+    """16 x 16 numbers of 32 bits from one address to another, rows becoming columns; rows so many bytes apart."""
+
+    def codegen(context, builder, signature, args):
+        a, a_row, out, out_row = args
+        rows = [_lanes(builder, builder.add(a, builder.mul(a_row, I64(r))), INTEGERS) for r in range(16)]
+        for apart in (1, 2, 4, 8):  # rows r and r + apart trade the lanes whose number has that bit and those that have not
+            low, high = ([lane & ~apart | (lane & apart and 16) | part for lane in range(16)] for part in (0, apart))
+            for r in (r for r in range(16) if not r & apart):
+                pair = rows[r], rows[r + apart]
+                rows[r], rows[r + apart] = (builder.shuffle_vector(*pair, ir.Constant(INTEGERS, lanes)) for lanes in (low, high))
+        for r, row in enumerate(rows):
+            place = builder.inttoptr(builder.add(out, builder.mul(out_row, I64(r))), INTEGERS.as_pointer())
+            builder.store(row, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -293,7 +420,7 @@ def _widened(builder, address, kind):
     """16 float32 from an address: as they are, or from 16 bf16 or f16."""
     if kind == "float32":
         return _lanes(builder, address)
-    bits = _lanes(builder, address, ir.VectorType(I16, 16))
+    bits = _lanes(builder, address, HALVES)
     if kind == "float16":
         return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), 16)), LANES)
     return builder.bitcast(builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * 16)), LANES)
@@ -353,12 +480,12 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=False):
     return block
 
 
-def dot_block(rows, slices, diagonals):
+def dot_block(rows, slices, diagonals, fetches=True):
     """An intrinsic: sums (rows, diagonals, 32) of rows of blocks with a panel (slices.py), by dot products of 4 bytes or 2 bf16.
 
     Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
     sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
-    A cache line from `ahead` on is fetched with every 4 bytes of a row.
+    fetches: with every 4 bytes of a row a cache line from `ahead` on is fetched.
     """
     kind, name = (LANES, "avx512bf16.dpbf16ps.512") if slices == 1 else (INTEGERS, "avx512.vpdpbusd.512")
     dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
@@ -397,8 +524,9 @@ def dot_block(rows, slices, diagonals):
                 start = builder.mul(step.index, I64(slices * 1024))
                 a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
                 b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
-                line = builder.add(builder.mul(step.index, I64(16)), quad.index)
-                _prefetch(builder, builder.add(ahead, builder.mul(line, I64(64))))
+                if fetches:
+                    line = builder.add(builder.mul(step.index, I64(16)), quad.index)
+                    _prefetch(builder, builder.add(ahead, builder.mul(line, I64(64))))
                 for j in range(slices):
                     weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
                     if slices > 1:

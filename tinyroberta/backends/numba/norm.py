@@ -20,7 +20,7 @@ from .threads import aligned, parallel
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows (T, K) as blocks of slices (1: bf16), with their scales and which of them have outliers."""
+    """Rows (T, K) as blocks of slices, with their scales and which of them have outliers; one slice is bf16 and has neither."""
 
     blocks: Any
     scales: Any
@@ -37,6 +37,8 @@ class Cut:
         padded[: len(each)] = each
         blocks = aligned((len(padded) // 16, steps, self.slices, 16, 64), np.int8)
         blocks[:] = padded.reshape(-1, 16, steps, self.slices, 64).transpose(0, 2, 3, 1, 4)
+        if self.scales is None:
+            return Cut(blocks, None, None, (len(each), K), 1)
         scales, coarse = np.ones(len(padded), np.float32), np.zeros(len(padded), np.int8)
         scales[: len(each)], coarse[: len(each)] = self.scales[:T][rows], self.coarse[:T][rows]
         return Cut(blocks, scales, coarse, (len(each), K), self.slices)
@@ -79,8 +81,9 @@ def _rows(arguments, block, worker):
                 row[j] = np.float32(0)
         if slices:
             scale, squares = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
-            carray(floats(scales + block * 64), 16)[r] = scale
-            carray(bytes_(given[11] + block * 16), 16)[r] = slices > 1 and t < T and squares < COARSE * D
+            if slices > 1:
+                carray(floats(scales + block * 64), 16)[r] = scale
+                carray(bytes_(given[11] + block * 16), 16)[r] = t < T and squares < COARSE * D
         elif t < T:
             target = carray(floats(out + t * D * 4), D)
             for j in range(D):
@@ -107,9 +110,19 @@ def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows
     T, D = x.shape
     steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
     blocks = aligned((count, steps, slices, 16, 64), np.int8)
-    scales, coarse = np.empty(count * 16, np.float32), np.empty(count * 16, np.int8)
+    scales, coarse = (np.empty(count * 16, dtype) if slices > 1 else None for dtype in (np.float32, np.int8))
     parallel(_rows, count, x, x.strides[0] // 4, T, D, weight, bias, _bits(eps), blocks, scales, slices, steps, coarse)
     return Cut(blocks, scales, coarse, (T, D), slices)
+
+
+def room(T, K):
+    """A Cut of bf16 whose T rows of K are still to be written; where there is no row or no column it holds zeros."""
+    blocks = aligned((-(-T // 16), -(-K // 32), 1, 16, 64), np.int8)
+    if T % 16:
+        blocks[-1, :, :, T % 16 :] = 0
+    if K % 32:
+        blocks[:, -1] = 0
+    return Cut(blocks, None, None, (T, K), 1)
 
 
 def whole(x):  # Cut -> (T, K) float32

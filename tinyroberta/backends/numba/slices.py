@@ -75,15 +75,21 @@ def cut_row(x, slices, place, steps):
 
 
 @njit(error_model="numpy")
+def rounded(x):
+    """The bits of a float32 as bf16, rounded to nearest even, in the low half of an uint32."""
+    bits = np.uint32(bits_of(x))
+    near = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(64)
+    return quiet if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else near
+
+
+@njit(error_model="numpy")
 def round_row(x, place, steps):
-    """Write a row of steps x 32 float32 as bf16, rounded to nearest even, at an address, 1024 bytes from step to step."""
+    """Write a row of steps x 32 float32 as bf16 at an address, 1024 bytes from step to step."""
     for k in range(steps):
         out, row = carray(halves(place + k * 1024), 32), x[k * 32 : k * 32 + 32]
         for j in range(32):
-            bits = np.uint32(bits_of(row[j]))
-            rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            quiet = (bits >> np.uint32(16)) | np.uint32(64)
-            out[j] = np.uint16(quiet if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded)
+            out[j] = np.uint16(rounded(row[j]))
 
 
 @njit(error_model="numpy")

@@ -2,7 +2,8 @@
 
 A call cuts its work into blocks; every thread claims the next block from one atomic counter until none is left, so a thread that
 comes late costs at most a block. Which thread computes a block never changes its result. A worker that runs out of work spins for
-some 100 microseconds, since the next operation follows soon, and then sleeps.
+some 100 microseconds, since the next operation follows soon, and then sleeps, reading a file: it never comes back to Python,
+where it would wait for the interpreter's lock, up to 5 ms each time that its owner computes.
 
 Numba's own layers do not serve here: its default aborts when two Python threads call at once, OpenMP's dies after fork. Here a
 second caller simply works alone while the first one has the pool, and a forked child starts with a pool of its own.
@@ -16,18 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from .compiled import Kernel, njit
-from .llvm import add_word, call_kernel, load_word, pause, store_word, swap_word
+from .llvm import add_word, call_kernel, load_word, pause, read_word, store_word, swap_word, write_word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write.
+# Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write. Beside a worker's
+# SLEEPING is the file that it reads while it sleeps, and the one to write to.
 REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, SLEEPING = 0, 64, 128, 136, 144, 192
+READS, WRITES = SLEEPING + 8, SLEEPING + 16
 ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on how many threads may claim them
 SPIN = 100e-6  # seconds
 
@@ -53,25 +55,36 @@ def claim(state, worker, spins):
 
 
 @Kernel
-def _work_on(state, worker, spins):
-    claim(state, worker, spins)
+def _work(state, worker, spins):
+    """A worker's whole life; it ends where its file is closed."""
+    own = state + 64 * worker
+    fails = 0
+    while fails < 100:  # a signal is no end
+        claim(state, worker, spins)
+        store_word(own + SLEEPING, 1)
+        claim(state, worker, 0)
+        fails = 0
+        while fails < 100 and not read_word(load_word(own + READS)):
+            fails += 1
 
 
 @Kernel
-def _lie_down(state, worker, spins):
-    """Say that a worker sleeps, then look once more."""
-    store_word(state + SLEEPING + 64 * worker, 1)
+def _look(state, worker, spins):
     claim(state, worker, spins)
 
 
 @partial(Kernel, count=5)
 def _share(state, function, arguments, total, threads):
-    """Offer the blocks to the workers, work on them too and return when all are done."""
+    """Offer the blocks to the workers, wake those that sleep, work too and return when all are done."""
     store_word(state + DONE, 0)
     store_word(state + FUNCTION, function)
     store_word(state + ARGUMENTS, arguments)
     store_word(state + TOTAL, total)
     store_word(state + REMAINING, total | (threads << ALLOWED))
+    for worker in range(1, threads):
+        own = state + 64 * worker
+        if swap_word(own + SLEEPING, 1, 0):
+            write_word(load_word(own + WRITES))
     claim(state, 0, 0)
     while load_word(state + DONE) < total:
         pause()
@@ -93,27 +106,29 @@ class Pool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.wakes: list[SimpleQueue[None]] = []
         self.limit = allowed_threads()
         self.state = aligned((8 * (self.limit + 4),), np.int64)
         self.state[:] = 0
+        self.workers = 0
         self.spins = 0
 
     def ready(self, threads: int) -> None:
-        """Start the workers that are missing, wake those that sleep."""
+        """Start the workers that are missing."""
         if not self.spins:
             self.spins = int(SPIN / min(_seconds_of_looks(self.state.ctypes.data) for _ in range(3)) * LOOKS)
-        while len(self.wakes) < threads - 1:
-            wake: SimpleQueue[None] = SimpleQueue()
-            self.wakes.append(wake)
-            name = f"tinyroberta-{len(self.wakes)}"
-            given = (self.state, len(self.wakes), self.spins, wake)
+        while self.workers < threads - 1:
+            self.workers += 1
+            place = self.workers * 8
+            self.state[READS // 8 + place], self.state[WRITES // 8 + place] = _sleeping_place()
+            given, name = (self.state.ctypes.data, self.workers, self.spins), f"tinyroberta-{self.workers}"
             threading.Thread(target=_work, args=given, name=name, daemon=True).start()
-        flags = self.state[SLEEPING // 8 :: 8]
-        for worker in range(1, threads):
-            if flags[worker]:
-                flags[worker] = 0
-                self.wakes[worker - 1].put(None)
+
+
+def _sleeping_place() -> tuple[int, int]:
+    """Files to read and to write. Linux wakes a pipe's reader on the writer's CPU, which is busy; an eventfd's on another."""
+    if hasattr(os, "eventfd"):
+        return (os.eventfd(0),) * 2
+    return os.pipe()
 
 
 LOOKS = 500
@@ -122,16 +137,8 @@ LOOKS = 500
 def _seconds_of_looks(state: int) -> float:
     """How long so many looks for work take where there is none: a pause is 40 cycles on one CPU and 140 on another."""
     start = time.perf_counter()
-    _work_on(state, 0, LOOKS)
+    _look(state, 0, LOOKS)
     return time.perf_counter() - start
-
-
-def _work(state: Array, worker: int, spins: int, wake: "SimpleQueue[None]") -> None:
-    where = state.ctypes.data
-    while True:
-        _work_on(where, worker, spins)
-        _lie_down(where, worker, 0)
-        wake.get()
 
 
 def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads: int | None = None) -> None:
