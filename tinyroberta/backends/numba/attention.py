@@ -11,15 +11,17 @@ Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. Probabilit
 import math
 from functools import lru_cache
 from types import FunctionType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import amx
+from .buffers import reused
 from .compiled import Kernel, carray, njit
 from .elementwise import exp
 from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
 from .llvm import allocate, float_of, floats, fma_block, free, most_of_columns, words
-from .threads import aligned, parallel, thread_limit
+from .threads import address, parallel, thread_limit
 
 QUERIES = 32
 # What a kernel is given: addresses and shapes; K and V begin at an address with three strides, the masks with four.
@@ -196,7 +198,28 @@ def _places(x, d):
     return [x, 0, d, x.strides[0] // x.itemsize]
 
 
+class Layout(NamedTuple):
+    """What a kernel reads of Sequences."""
+
+    starts: Any  # (B + 1,) int64
+    keys: Any  # (B,)
+    lengths: Any  # (B,)
+    longest: int  # of the keys
+    groups: Any  # (B,), of 32 queries
+
+
 @lru_cache(8)  # every layer of a model asks for the same
+def _layout(*sequences):  # the bytes of int32
+    starts, keys, lengths = (np.frombuffer(x, np.int32).astype(np.int64) for x in sequences)
+    return Layout(starts, keys, lengths, int(lengths.max()), -(-np.diff(starts) // QUERIES))
+
+
+def layout(sequences):
+    """The Layout of Sequences."""
+    return _layout(*(np.ascontiguousarray(x, np.int32).tobytes() for x in sequences[:3]))
+
+
+@lru_cache(8)
 def _blocks(starts, heads, queries):  # the bytes of (B + 1,) int64 -> (blocks, 4)
     """Which sequence, head, first query and query after the last each block of work has."""
     starts = np.frombuffer(starts, np.int64)
@@ -208,26 +231,26 @@ def _blocks(starts, heads, queries):  # the bytes of (B + 1,) int64 -> (blocks, 
     return np.stack([b, within // blocks[b], first, np.minimum(first + queries, lengths[b])], 1)
 
 
-def call(kernel, dtype, q, k, v, sequences, heads, bias, head_mask, probs, queries, size, out):
+def call(kernel, dtype, q, k, v, causal, laid, heads, bias, head_mask, probs, queries, size, out):
     """Run a kernel over blocks of so many queries, with `size` bytes for each thread; the probabilities, if asked."""
     q, k, v = (x if x.dtype == dtype and x.strides[-1] == x.itemsize else np.ascontiguousarray(x, dtype) for x in (q, k, v))
-    d = q.shape[1] // heads
-    starts, keys, lengths = (np.ascontiguousarray(x, np.int64) for x in sequences[:3])
-    table, counts = _blocks(starts.tobytes(), heads, queries), starts[1:] - starts[:-1]
-    kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(counts, lengths, strict=True)] if probs else None
-    where = np.array([x.ctypes.data for x in kept], np.int64) if kept is not None else None
-    root, scratch = int(np.float32(1 / math.sqrt(d)).view(np.int32)), aligned((thread_limit(), size), np.int8)
-    values = [table, heads, d, int(sequences.causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // q.itemsize]
-    values += [*_places(k, d), where, *_places(v, d), out]
-    parallel(kernel, len(table), *values, *_spread(bias), *_spread(head_mask), amx.CONFIG)
+    d, (starts, keys, lengths, _, _) = q.shape[1] // heads, laid
+    table, kept, where = _blocks(starts.tobytes(), heads, queries), None, None
+    if probs:
+        kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(np.diff(starts), lengths, strict=True)]
+        where = np.array([address(x) for x in kept], np.int64)
+    root, scratch = int(np.float32(1 / math.sqrt(d)).view(np.int32)), reused((thread_limit(), size), np.int8)
+    values = [table, heads, d, int(causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // q.itemsize]
+    values += [*_places(k, d), where, *_places(v, d), out, *_spread(bias), *_spread(head_mask), amx.CONFIG]
+    parallel(kernel, len(table), *values)
     return kept
 
 
 def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):
     """(Tq, D), (Tk, D) x2 -> (Tq, D), and B x (H, Sq, Sk) if asked; not fused: to the bit as backends/bitwise.py."""
-    d, longest = q.shape[1] // heads, int(np.max(sequences.key_length))
+    d, laid = q.shape[1] // heads, layout(sequences)
     padded = -(-d // 16) * 16
-    size = -(-((2 * padded + longest) * QUERIES + (longest * padded if padded != d else 0)) // 16) * 64
-    out = np.empty(q.shape, np.float32)
+    size = -(-((2 * padded + laid.longest) * QUERIES + (laid.longest * padded if padded != d else 0)) // 16) * 64
+    out = reused(q.shape, np.float32)
     kernel = _attention if fused else _attention_in_order
-    return out, call(kernel, np.float32, q, k, v, sequences, heads, bias, head_mask, probs, QUERIES, size, out)
+    return out, call(kernel, np.float32, q, k, v, sequences.causal, laid, heads, bias, head_mask, probs, QUERIES, size, out)

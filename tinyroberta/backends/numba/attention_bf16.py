@@ -37,6 +37,7 @@ from .attention import (
     add_bias,
     call,
     keep,
+    layout,
     mask_head,
 )
 from .compiled import Kernel, carray, njit
@@ -247,21 +248,11 @@ _bf16_attention_by_dots.missing = partial(missing_dots, True)
 
 def attention(tiles, q, k, v, sequences, heads, bias, head_mask, probs):
     """(Tq, D), (Tk, D) x2 of bf16, heads a multiple of 16 wide -> Cut (Tq, D) of bf16, and B x (H, Sq, Sk) float32 if asked."""
-    (T, D), longest = q.shape, int(np.max(sequences.key_length))
+    (T, D), laid = q.shape, layout(sequences)
     d = D // heads
-    wide, deep = -(-d // 32), -(-longest // 32)
-    size = (
-        1024
-        + 128
-        + 2 * QUERIES * 4
-        + wide * 2048
-        + (d + 16) * 128
-        + deep * (wide * 2048 + d * 64)
-        + (deep + 1) * 4096
-        + deep * 2048
-    )
-    groups = -(-np.diff(sequences.query_start) // QUERIES)
-    each = -(-int(groups.sum()) * heads // (BLOCKS_A_THREAD * thread_limit()))
+    wide, deep = -(-d // 32), -(-laid.longest // 32)
+    size = 1024 + 128 + 2 * QUERIES * 4 + wide * 2048 + (d + 16) * 128 + deep * (wide * 2048 + d * 64 + 4096 + 2048) + 4096
+    groups = -(-int(laid.groups.sum()) * heads // (BLOCKS_A_THREAD * thread_limit()))
+    queries = min(groups, int(laid.groups.max())) * QUERIES
     out, kernel = room(T, D), _bf16_attention_on_tiles if tiles else _bf16_attention_by_dots
-    queries = min(each, int(groups.max())) * QUERIES
-    return out, call(kernel, bfloat16, q, k, v, sequences, heads, bias, head_mask, probs, queries, size, out.blocks)
+    return out, call(kernel, bfloat16, q, k, v, sequences.causal, laid, heads, bias, head_mask, probs, queries, size, out.blocks)

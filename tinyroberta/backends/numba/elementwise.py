@@ -15,6 +15,7 @@ from types import FunctionType
 import numpy as np
 
 from .. import bitwise
+from .buffers import reused
 from .compiled import Kernel, carray, njit
 from .llvm import bits_of, float_of, floats, words
 from .threads import parallel
@@ -129,7 +130,7 @@ def _activation(arguments, block, worker):
 
 def activation(x, kind):  # float32, any shape -> the same
     x = np.ascontiguousarray(x, np.float32)
-    y = np.empty_like(x)
+    y = reused(x.shape, np.float32)
     parallel(_activation, -(-x.size // BLOCK), x, y, x.size, kind)
     return y
 
@@ -158,7 +159,7 @@ def embed(ids, positions, token_types, word, position, token_type):
         ids = word[ids]
     vectors = ids.ndim == 2
     T, D = len(ids), token_type.shape[1]
-    out = np.empty((T, D), np.float32)
+    out = reused((T, D), np.float32)
     table = np.ascontiguousarray(ids, np.float32) if vectors else word
     where = [None if x is None else np.ascontiguousarray(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
     places = None if positions is None else position

@@ -21,6 +21,7 @@ from ml_dtypes import bfloat16
 
 from .. import bitwise
 from . import amx
+from .buffers import aligned, reused
 from .compiled import Kernel, carray, njit
 from .elementwise import CODES, NONE, activate
 from .llvm import (
@@ -43,7 +44,7 @@ from .llvm import (
 from .norm import room
 from .paths import missing_dots
 from .slices import PANEL
-from .threads import address, aligned, parallel, thread_limit
+from .threads import address, parallel, thread_limit
 
 CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
 
@@ -472,7 +473,7 @@ def _run(
     cut=(0, 0, None), gives=FLOATS,
 ):  # fmt: skip
     T, O = shape
-    result: Any = room(T, O) if gives == BLOCKS else np.empty(shape, bfloat16 if gives == HALVES else np.float32)
+    result: Any = room(T, O) if gives == BLOCKS else reused(shape, bfloat16 if gives == HALVES else np.float32)
     if not T:
         return result
     out = result.blocks if gives == BLOCKS else result
@@ -516,7 +517,7 @@ def fma_product(x, weight, O, bias, activation, residual):
     chunk = max(1, min(T, 128))
     chunks = (chunk, -(-T // chunk))
     stride = x.strides[0] // 4
-    cut = ("float32", "uint16", "float16").index(weight.dtype.name), 0, None
+    cut = "fHe".index(weight.dtype.char), 0, None
     return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..bitwise import COARSE
+from .buffers import aligned, reused
 from .compiled import Kernel, carray
 from .llvm import allocate, bytes_, float_of, floats, free, sum_lanes, words
 from .slices import write_row
-from .threads import aligned, parallel
+from .threads import parallel
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _rows(arguments, block, worker):
             for j in range(D):
                 row[j] = np.float32(0)
         if slices:
-            scale, squares = write_row(buffer, slices, out + block * steps * slices * 1024, steps, r)
+            scale, squares = write_row(whole, slices, out + block * steps * slices * 1024, steps, r)
             if slices > 1:
                 carray(floats(scales + block * 64), 16)[r] = scale
                 carray(bytes_(given[11] + block * 16), 16)[r] = t < T and squares < COARSE * D
@@ -98,7 +99,7 @@ def _bits(eps):
 def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
     x = np.ascontiguousarray(x, np.float32)
     T, D = x.shape
-    out = np.empty((T, D), np.float32)
+    out = reused((T, D), np.float32)
     parallel(_rows, -(-T // 16), x, D, T, D, weight, bias, _bits(eps), out, 0, 0, 0, 0)
     return out
 
@@ -109,7 +110,7 @@ def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows
         x = np.ascontiguousarray(x, np.float32)
     T, D = x.shape
     steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
-    blocks = aligned((count, steps, slices, 16, 64), np.int8)
+    blocks = reused((count, steps, slices, 16, 64), np.int8)
     scales, coarse = (np.empty(count * 16, dtype) if slices > 1 else None for dtype in (np.float32, np.int8))
     parallel(_rows, count, x, x.strides[0] // 4, T, D, weight, bias, _bits(eps), blocks, scales, slices, steps, coarse)
     return Cut(blocks, scales, coarse, (T, D), slices)
@@ -117,7 +118,7 @@ def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows
 
 def room(T, K):
     """A Cut of bf16 whose T rows of K are still to be written; where there is no row or no column it holds zeros."""
-    blocks = aligned((-(-T // 16), -(-K // 32), 1, 16, 64), np.int8)
+    blocks = reused((-(-T // 16), -(-K // 32), 1, 16, 64), np.int8)
     if T % 16:
         blocks[-1, :, :, T % 16 :] = 0
     if K % 32:

@@ -16,9 +16,10 @@ import math
 
 import numpy as np
 
+from .buffers import aligned
 from .compiled import Kernel, carray, njit
-from .llvm import allocate, bits_of, bytes_, float_of, floats, free, halves, integers, words
-from .threads import address, aligned, parallel
+from .llvm import allocate, bits_of, bytes_, float_of, floats, free, integers, round_lanes, words
+from .threads import address, parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
@@ -75,31 +76,20 @@ def cut_row(x, slices, place, steps):
 
 
 @njit(error_model="numpy")
-def rounded(x):
-    """The bits of a float32 as bf16, rounded to nearest even, in the low half of an uint32."""
-    bits = np.uint32(bits_of(x))
-    near = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(64)
-    return quiet if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else near
-
-
-@njit(error_model="numpy")
 def round_row(x, place, steps):
-    """Write a row of steps x 32 float32 as bf16 at an address, 1024 bytes from step to step."""
+    """Write a row of steps x 32 float32 as bf16, both at addresses, 1024 bytes from step to step."""
     for k in range(steps):
-        out, row = carray(halves(place + k * 1024), 32), x[k * 32 : k * 32 + 32]
-        for j in range(32):
-            out[j] = np.uint16(rounded(row[j]))
+        round_lanes(x + k * 128, place + k * 1024), round_lanes(x + k * 128 + 64, place + k * 1024 + 32)
 
 
 @njit(error_model="numpy")
 def write_row(x, slices, block, steps, row):
-    """A row as row `row` of the block at an address; returns what cut_row does."""
+    """A row of float32 at an address as row `row` of the block at another; returns what cut_row does."""
     place = block + row * 64
     if slices == 1:
         round_row(x, place, steps)
         return np.float32(1), np.int32(0)
-    return cut_row(x, slices, place, steps)
+    return cut_row(carray(floats(x), steps * 64), slices, place, steps)
 
 
 @Kernel
@@ -125,7 +115,7 @@ def _pack_weights(arguments, block, worker):
         else:
             for j in range(K):
                 row[j] = np.float32(0)
-        scale[c], _ = write_row(row, slices, start + (c // 16) * size, steps, c % 16)
+        scale[c], _ = write_row(start + 2 * size, slices, start + (c // 16) * size, steps, c % 16)
     for tile in range(steps * slices):
         for half in range(2):
             source = carray(integers(start + half * size + tile * 1024), (16, 16))

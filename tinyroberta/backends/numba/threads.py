@@ -9,6 +9,7 @@ Numba's own layers do not serve here: its default aborts when two Python threads
 second caller simply works alone while the first one has the pool, and a forked child starts with a pool of its own.
 """
 
+import ctypes
 import math
 import os
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .buffers import aligned
 from .compiled import Kernel, njit
 from .llvm import add_word, call_kernel, load_word, pause, read_word, store_word, swap_word, write_word
 
@@ -159,17 +161,13 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
         _alone(kernel.address, arguments.ctypes.data, blocks)
 
 
+# The first field of NumPy's array object, by its ABI: asking the array takes six times as long, 0.1 ms of a layer of 16 tokens.
+_word_at = ctypes.c_size_t.from_address
+
+
 def address(x: "Array | None") -> int:
     """Where an array's first number is; 0 for None."""
-    return 0 if x is None else int(x.__array_interface__["data"][0])
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised array that starts on a cache line: tiles that straddle two load at a third of the speed."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = np.empty(size + 64, np.uint8)
-    start = -address(buffer) % 64
-    return buffer[start : start + size].view(dtype).reshape(shape)
+    return 0 if x is None else int(_word_at(id(x) + object.__basicsize__).value)
 
 
 _current = threading.local()
