@@ -202,7 +202,7 @@ def test_layer_norm(tokens: int) -> None:
 @pytest.mark.parametrize("extras", [False, True])
 def test_attention(lengths: tuple[int, ...], causal: bool, extras: bool) -> None:
     random = np.random.default_rng()
-    for heads, d in ((3, 5), (2, 16), (5, 40)):
+    for heads, d in ((3, 5), (2, 16), (5, 40), (2, 48), (1, 64)):
         B, T, D = len(lengths), sum(lengths), heads * d
         qkv = random.standard_normal((T, 3 * D), dtype=np.float32)
         q, k, v = qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :]
@@ -277,6 +277,8 @@ def test_attention_of_bf16(lengths: tuple[int, ...], causal: bool, extras: bool)
         assert (np.abs(found - exact) <= (2 * moved + 2.0**-8 + 2e-5) * largest + 2.0**-8 * np.abs(exact)).all()
         for x, expected in zip(probabilities, p, strict=True):
             assert (np.abs(x - expected) <= (2 * moved + 2e-5) * expected + 1e-37).all()
+            if causal:
+                assert not np.triu(x, 1).any()
         for b, (start, length) in enumerate(zip(starts, lengths, strict=False)):
             rows, one = slice(start, start + length), np.array([0, length], np.int32)
             of_one = {name: x[b : b + 1] if len(x) > 1 else x for name, x in given.items()}
@@ -300,6 +302,24 @@ def test_attention_of_bf16_reads_a_cache_as_it_reads_packed_rows() -> None:
     np.testing.assert_array_equal(ops.to_numpy(cached), ops.to_numpy(packed))
     exact, _ = reference.attention(*(x.astype(float) for x in (q, *rows)), in_rows, heads)
     assert relative_error(ops.to_numpy(cached), exact) < 2.0**-8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.usefixtures("bf16_path")
+def test_what_is_not_finite_stays_in_its_sequence_and_head(dtype: Any) -> None:
+    random = np.random.default_rng()
+    q, k, v = random.standard_normal((3, 80, 48)).astype(dtype)
+    starts = np.array([0, 37, 80], np.int32)
+    given = Sequences(starts, starts[:-1], np.diff(starts), False), 3
+    clean = ops.to_numpy(ops.attention(q, k, v, *given)[0])
+    k[3, 5], v[40, 20], q[60, 40] = np.nan, np.inf, np.nan
+    found = ops.to_numpy(ops.attention(q, k, v, *given)[0])
+    assert np.isnan(found[:37, :16]).all()
+    assert not np.isfinite(found[37:, 20]).any()
+    assert np.isnan(found[60, 32:]).all()
+    touched = np.zeros(found.shape, bool)
+    touched[:37, :16] = touched[37:, 20] = touched[60, 32:] = True
+    np.testing.assert_array_equal(found[~touched], clean[~touched])
 
 
 @pytest.mark.usefixtures("bf16_path")

@@ -120,9 +120,9 @@ def attention(
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
     """As the NumPy backend's; of bf16, its products are of bf16 too and what comes out is cut for the product that follows."""
-    given = (q, k, v, sequences, heads, bias, head_mask, probs)
-    if q.dtype == bfloat16 and q.shape[1] // heads % 16 == 0:
-        return attention_bf16.attention(chosen_path() == "amx", *given)
+    given, tiles = (q, k, v, sequences, heads, bias, head_mask, probs), chosen_path() == "amx"
+    if q.shape[1] // heads % 16 == 0 and (tiles or q.dtype == bfloat16):
+        return attention_bf16.attention(tiles, *given)
     return _attention.attention(*given)
 
 

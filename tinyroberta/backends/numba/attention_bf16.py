@@ -1,15 +1,17 @@
-"""Attention as attention.py has it, of bf16 queries, keys and values: both products on tiles or by dot products, float32 sums.
+"""Attention as attention.py has it, its products of bf16: on tiles, or by dot products.
 
-A block of work is some hundred queries of one head of one sequence, 32 at a time; the keys and values are laid out once for all
-of them, as gemm.py's operands (slices.py has the layouts), K as rows, V^T as rows, what is transposed as panels:
+Queries, keys and values are bf16 as they come, or float32 in three parts, each the rest of those before it: six products of
+parts, the smallest first, are as accurate as float32's, on a unit sixteen times as fast. A block of work is some hundred queries
+of one head of one sequence, 32 at a time; keys and values are laid out once for all of them, as gemm.py's operands (slices.py has
+the layouts), K as rows, V^T as rows, what is transposed as panels:
 
     scores (Sk, 32) = K (Sk, d) (Q / sqrt(d))^T        p = exp(scores - max)        out^T (d, 32) = V^T (d, Sk) p / sum
 
-p is float32, with a sum of its own, and rounded to bf16 for the second product; what comes out is then divided by the sum.
+p is float32, with a sum of its own, and cut like the rest for the second product; what comes out is then divided by the sum.
 """
 
-import math
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -36,26 +38,27 @@ from .attention import (
     V,
     add_bias,
     call,
+    exponentiate,
     keep,
     layout,
     mask_head,
 )
+from .buffers import reused
 from .compiled import Kernel, carray, njit
 from .gemm import bf16_tiles
 from .llvm import (
-    bits_of,
+    copy_halves,
     copy_lanes,
     dot_block,
     float_of,
     floats,
-    fused,
-    halves,
     most_of_columns,
-    pair_lanes,
+    pair_halves,
     round_lanes,
-    round_pairs,
     scale_halves,
     scale_lanes,
+    split_lanes,
+    split_pairs,
     transpose_lanes,
     words,
 )
@@ -63,110 +66,117 @@ from .norm import room
 from .paths import missing_dots
 from .threads import thread_limit
 
-LOG2_E, SHIFT = np.float32(math.log2(math.e)), np.float32(1.5 * 2**23)
-# 2^r for r from -1/2 to 1/2
-POWER = tuple(map(np.float32, (0.009570101, 0.05591786, 0.24024745, 0.6931218, 0.99999926)))
 BLOCKS_A_THREAD = 4  # at least, where there is as much work: so that no thread waits long for the last
 
 
-@njit(error_model="numpy")
-def lay_keys(rows, row, count, d, out, zeros):
-    """(count, d) of bf16, rows so many numbers apart -> blocks of 16 rows, zeros where there is no row or no column."""
-    steps = (d + 31) // 32
-    for j in range((count + 15) // 16 * 16):
-        target = out + (j // 16 * steps * 16 + j % 16) * 64
+class Kind(NamedTuple):
+    """How numbers of a kind become bf16; the functions of llvm.py that do so for 16 of them."""
+
+    size: int  # bytes of one
+    parts: int
+    place: Any
+    pair: Any
+    scale: Any
+
+
+HALVES = Kind(2, 1, copy_halves, pair_halves, scale_halves)
+FLOATS = Kind(4, 3, split_lanes(3), split_pairs(3), split_lanes(3))
+ONE = np.float32(1)
+
+
+def keys_of(kind):
+    size, place = kind.size, kind.place
+
+    @njit(error_model="numpy")
+    def lay(rows, row, count, d, out, apart, zeros):
+        """(count, d), rows so many numbers apart -> blocks of 16 rows, zeros where there is no row or no column."""
+        steps = (d + 31) // 32
+        for j in range((count + 15) // 16 * 16):
+            target = out + (j // 16 * steps * 16 + j % 16) * 64
+            for c in range(0, steps * 32, 16):
+                source = rows + (j * row + c) * size if j < count and c < d else zeros
+                place(source, ONE, target + c // 32 * 1024 + c % 32 * 2, apart)
+
+    return lay
+
+
+def values_of(kind):
+    size, parts, pair = kind.size, kind.parts, kind.pair
+
+    @njit(error_model="numpy")
+    def lay(rows, row, count, d, out, apart, zeros, pairs):
+        """(count, d) -> its transpose as blocks: 16 columns, 32 rows as 16 pairs, at a time; d a multiple of 16."""
+        steps = (count + 31) // 32
         for step in range(steps):
-            source = rows + (j * row + step * 32) * 2
-            if j < count and step * 32 + 32 <= d:
-                copy_lanes(source, target + step * 1024)
-            else:
-                copy_lanes(zeros, target + step * 1024)
-                if j < count:
-                    left, right = carray(halves(source), 16), carray(halves(target + step * 1024), 16)
-                    for c in range(16):
-                        right[c] = left[c]
+            for column in range(0, d, 16):
+                for r in range(16):
+                    j = step * 32 + 2 * r
+                    even = rows + (j * row + column) * size
+                    odd = even + row * size
+                    pair(even if j < count else zeros, odd if j + 1 < count else zeros, pairs + r * 64, 1024)
+                for part in range(parts):
+                    target = out + part * apart + (column // 16 * steps + step) * 1024
+                    transpose_lanes(pairs + part * 1024, 64, target, 64)
+
+    return lay
+
+
+def queries_of(kind):
+    size, parts, scale = kind.size, kind.parts, kind.scale
+
+    @njit(error_model="numpy")
+    def lay(rows, row, n, d, root, out, apart, zeros, scaled):
+        """(n, d), times root -> a panel of 32 queries."""
+        for step in range((d + 31) // 32):
+            for half in range(2):
+                for r in range(16):
+                    i, c = half * 16 + r, step * 32
+                    source = rows + (i * row + c) * size
+                    scale(source if i < n else zeros, root, scaled + r * 64, 1024)
+                    scale(source + 16 * size if i < n and c + 16 < d else zeros, root, scaled + r * 64 + 32, 1024)
+                for part in range(parts):
+                    transpose_lanes(scaled + part * 1024, 64, out + part * apart + (step * 2 + half) * 1024, 64)
+
+    return lay
+
+
+def probabilities_of(kind):
+    cut = split_pairs(kind.parts)
+
+    @njit(error_model="numpy")
+    def lay(p, seen, out, apart, zeros):
+        """(seen, 32) of float32 -> a panel of 32 queries whose depth are the keys, zeros beyond the last."""
+        for pair in range((seen + 31) // 32 * 16):
+            at, j = out + pair // 16 * 2048 + pair % 16 * 64, 2 * pair
+            for half in range(2):
+                even = p + j * 128 + half * 64
+                cut(even if j < seen else zeros, even + 128 if j + 1 < seen else zeros, at + half * 1024, apart)
+
+    return lay
 
 
 @njit(error_model="numpy")
-def lay_values(rows, row, count, d, out, zeros, pairs):
-    """(count, d) of bf16 -> its transpose as blocks: 16 columns, 32 rows as 16 pairs, at a time; d a multiple of 16."""
-    steps = (count + 31) // 32
-    for step in range(steps):
-        for column in range(0, d, 16):
-            for r in range(16):
-                j = step * 32 + 2 * r
-                even = rows + (j * row + column) * 2
-                pair_lanes(even if j < count else zeros, even + row * 2 if j + 1 < count else zeros, pairs + r * 64)
-            transpose_lanes(pairs, 64, out + (column // 16 * steps + step) * 1024, 64)
-
-
-@njit(error_model="numpy")
-def lay_queries(rows, row, n, d, root, out, zeros, scaled):
-    """(n, d) of bf16, times root -> a panel of 32 queries."""
-    for step in range((d + 31) // 32):
-        for half in range(2):
-            for r in range(16):
-                i = half * 16 + r
-                source = rows + (i * row + step * 32) * 2
-                scale_halves(source if i < n else zeros, root, scaled + r * 64)
-                scale_halves(source + 32 if i < n and step * 32 + 16 < d else zeros, root, scaled + r * 64 + 32)
-            transpose_lanes(scaled, 64, out + (step * 2 + half) * 1024, 64)
-
-
-@njit(error_model="numpy")
-def power_of_two(x):
-    """2^x for x up to 0, relative 4e-6; 2^-126 is the least."""
-    y = max(x, np.float32(-126))
-    shifted = y + SHIFT  # rounds to an integer
-    r = y - (shifted - SHIFT)
-    p = fused(POWER[0], r, POWER[1])
-    for c in POWER[2:]:
-        p = fused(p, r, c)
-    return float_of(np.int32(bits_of(p) + ((bits_of(shifted) - np.int32(0x4B400000)) << np.int32(23))))
-
-
-@njit(error_model="numpy")
-def exponentiate(p, most, sums):  # (seen, 32) scores, in place -> exp(score - most) of each query, and 1 / their sums
-    for i in range(QUERIES):
-        sums[i] = np.float32(0)
-    for j in range(p.shape[0]):
-        row = p[j]
-        for i in range(QUERIES):
-            e = power_of_two((row[i] - most[i]) * LOG2_E)
-            row[i] = e
-            sums[i] += e
-    for i in range(QUERIES):
-        sums[i] = np.float32(1) / sums[i]
-
-
-@njit(error_model="numpy")
-def lay_probabilities(p, seen, out, zeros):
-    """(seen, 32) of float32 -> bf16, a panel of 32 queries whose depth are the keys, zeros beyond the last."""
-    for pair in range((seen + 31) // 32 * 16):
-        at, j = out + pair // 16 * 2048 + pair % 16 * 64, 2 * pair
-        for half in range(2):
-            even = p + j * 128 + half * 64
-            round_pairs(even if j < seen else zeros, even + 128 if j + 1 < seen else zeros, at + half * 1024)
-
-
-@njit(error_model="numpy")
-def deliver(y, totals, n, d, first, column, D, out, turned):
-    """(d, 32) sums, times what their queries have in `totals`, -> columns of n rows of a Cut (T, D) of bf16."""
+def deliver(y, totals, n, d, first, column, D, as_floats, out, turned):
+    """(d, 32) sums, times what their queries have in `totals`, -> columns of n rows of (T, D) float32, or a Cut of bf16."""
     for c in range(d):
         scale_lanes(y + c * 128, totals, y + c * 128)
         scale_lanes(y + c * 128 + 64, totals + 64, y + c * 128 + 64)
     steps = (D + 31) // 32
-    for c in range(0, d, 16):
-        step, half = (column + c) // 32, (column + c) % 32
+    for c in range(column, column + d, 16):
         for start in range(0, n, 16):
-            transpose_lanes(y + (c * 32 + start) * 4, 128, turned, 64)
+            transpose_lanes(y + ((c - column) * 32 + start) * 4, 128, turned, 64)
             for i in range(min(16, n - start)):
                 t = first + start + i
-                round_lanes(turned + i * 64, out + ((t // 16 * steps + step) * 16 + t % 16) * 64 + half * 2)
+                if as_floats:
+                    copy_lanes(turned + i * 64, out + (t * D + c) * 4)
+                else:
+                    round_lanes(turned + i * 64, out + ((t // 16 * steps + c // 32) * 16 + t % 16) * 64 + c % 32 * 2)
 
 
-def by(multiply):
-    """A kernel's body; multiply(out, left, blocks, stride, right, steps): (16 blocks, 32) sums of blocks of rows with a panel."""
+def by(multiply, kind):
+    """A kernel's body; multiply(out, left, blocks, stride, left_apart, right, steps, right_apart): (16 blocks, 32) sums."""
+    lay_keys, lay_values, lay_queries, lay_probabilities = (of(kind) for of in (keys_of, values_of, queries_of, probabilities_of))
+    size, parts = kind.size, kind.parts
 
     @njit(error_model="numpy")
     def attend(arguments, block, worker):
@@ -177,82 +187,103 @@ def by(multiply):
         key, Sk = carray(words(g[KEYS] + b * 8), 1)[0], carray(words(g[LENGTHS] + b * 8), 1)[0]
         past, root = Sk - (stop - start), float_of(np.int32(g[ROOT]))
         wide, deep = (d + 31) // 32, (Sk + 31) // 32  # steps of the two products
+        of_q, of_k, of_v, of_p = wide * 2048, deep * wide * 2048, deep * d * 64, deep * 2048  # bytes of a part
 
         turned = g[SCRATCH] + worker * g[SIZE]
-        zeros, most = turned + 1024, turned + 1024 + 64
-        queries = most + 2 * QUERIES * 4 + 64
-        y = queries + wide * 2048
+        zeros = turned + parts * 1024
+        most = zeros + 64
+        queries = most + 3 * QUERIES * 4 + 64
+        y = queries + parts * of_q
         k = y + (d + 16) * 128
-        v = k + deep * wide * 2048
-        scores = v + deep * d * 64
+        v = k + parts * of_k
+        scores = v + parts * of_v
         panel = scores + (deep + 1) * 4096
         nothing = carray(floats(zeros), 16)
         for c in range(16):
             nothing[c] = np.float32(0)
-        of_queries = carray(floats(most), (2, QUERIES))
+        of_queries = carray(floats(most), (3, QUERIES))
 
-        lay_keys(g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * 2, g[K + 3], Sk, d, k, zeros)
-        lay_values(g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * 2, g[V + 3], Sk, d, v, zeros, turned)
+        keys = g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * size
+        values = g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * size
+        lay_keys(keys, g[K + 3], Sk, d, k, of_k, zeros)
+        lay_values(values, g[V + 3], Sk, d, v, of_v, zeros, turned)
         for first in range(begin, end, QUERIES):
             n = min(QUERIES, end - first)
             seen = min(Sk, past + first + n) if g[CAUSAL] else Sk
             p = carray(floats(scores), (seen, QUERIES))
-            lay_queries(g[Q] + ((start + first) * g[Q_ROW] + h * d) * 2, g[Q_ROW], n, d, root, queries, zeros, turned)
-            multiply(scores, k, (seen + 15) // 16, wide * 1024, queries, wide)
+            rows = g[Q] + ((start + first) * g[Q_ROW] + h * d) * size
+            lay_queries(rows, g[Q_ROW], n, d, root, queries, of_q, zeros, turned)
+            multiply(scores, k, (seen + 15) // 16, wide * 1024, of_k, queries, wide, of_q)
             add_bias(g, p, b, h, first, n, past)
             most_of_columns(scores, seen, most)
-            exponentiate(p, of_queries[0], of_queries[1])
+            exponentiate(p, of_queries[0], of_queries[1], of_queries[2], None)
             mask_head(g, p, b, h, first, n)
             keep(g, p, of_queries[1], b, h, first, n, stop - start, Sk)
-            lay_probabilities(scores, seen, panel, zeros)
-            multiply(y, v, d // 16, deep * 1024, panel, (seen + 31) // 32)
-            deliver(y, most + QUERIES * 4, n, d, start + first, h * d, heads * d, g[OUT], turned)
+            lay_probabilities(scores, seen, panel, of_p, zeros)
+            multiply(y, v, d // 16, deep * 1024, of_v, panel, (seen + 31) // 32, of_p)
+            deliver(y, most + QUERIES * 4, n, d, start + first, h * d, heads * d, parts > 1, g[OUT], turned)
 
     return attend
 
 
-@njit(error_model="numpy")
-def on_tiles(out, left, blocks, stride, right, steps):
-    for block in range(0, blocks, 2):
-        at = left + block * stride
-        bf16_tiles(out + block * 2048, at, at + stride if block + 1 < blocks else 0, right, steps, 0, 0)
+def on_tiles(parts):
+    @njit(error_model="numpy")
+    def multiply(out, left, blocks, stride, left_apart, right, steps, right_apart):
+        for block in range(0, blocks, 2):
+            s, at = out + block * 2048, left + block * stride
+            below = at + stride if block + 1 < blocks else 0
+            bf16_tiles(s, at, below, right, steps, 0, 0, parts, left_apart, right_apart)
+
+    return multiply
 
 
 eight_rows = dot_block(8, 1, 1, fetches=False)
 
 
 @njit(error_model="numpy")
-def by_dots(out, left, blocks, stride, right, steps):
+def by_dots(out, left, blocks, stride, left_apart, right, steps, right_apart):
     for row in range(0, blocks * 16, 8):
         eight_rows(out + row * 128, left + row // 16 * stride + row % 16 * 64, right, steps, right)
 
 
-attend_on_tiles, attend_by_dots = by(on_tiles), by(by_dots)
+floats_on_tiles, halves_on_tiles, halves_by_dots = by(on_tiles(3), FLOATS), by(on_tiles(1), HALVES), by(by_dots, HALVES)
+
+
+@Kernel
+def _attention_on_tiles(arguments, block, worker):
+    amx.configure(carray(words(arguments), GIVEN)[CONFIG])
+    floats_on_tiles(arguments, block, worker)
+    amx.release()
 
 
 @Kernel
 def _bf16_attention_on_tiles(arguments, block, worker):
     amx.configure(carray(words(arguments), GIVEN)[CONFIG])
-    attend_on_tiles(arguments, block, worker)
+    halves_on_tiles(arguments, block, worker)
     amx.release()
 
 
 @Kernel
 def _bf16_attention_by_dots(arguments, block, worker):
-    attend_by_dots(arguments, block, worker)
+    halves_by_dots(arguments, block, worker)
 
 
-_bf16_attention_on_tiles.missing = amx.missing
+_attention_on_tiles.missing = _bf16_attention_on_tiles.missing = amx.missing
 _bf16_attention_by_dots.missing = partial(missing_dots, True)
 
 
 def attention(tiles, q, k, v, sequences, heads, bias, head_mask, probs):
-    """(Tq, D), (Tk, D) x2 of bf16, heads a multiple of 16 wide -> Cut (Tq, D) of bf16, and B x (H, Sq, Sk) float32 if asked."""
+    """(Tq, D), (Tk, D) x2, heads a multiple of 16 wide: of bf16 -> a Cut; of float32, on tiles -> the same; B x (H, Sq, Sk)."""
     (T, D), laid = q.shape, layout(sequences)
-    d = D // heads
-    wide, deep = -(-d // 32), -(-laid.longest // 32)
-    size = 1024 + 128 + 2 * QUERIES * 4 + wide * 2048 + (d + 16) * 128 + deep * (wide * 2048 + d * 64 + 4096 + 2048) + 4096
+    d, wide, deep = D // heads, -(-D // heads // 32), -(-laid.longest // 32)
+    kind = HALVES if q.dtype == bfloat16 else FLOATS
+    size = kind.parts * (1024 + wide * 2048 + deep * (wide * 2048 + d * 64 + 2048))
+    size += 64 + 3 * QUERIES * 4 + 64 + (d + 16) * 128 + (deep + 1) * 4096
     groups = -(-int(laid.groups.sum()) * heads // (BLOCKS_A_THREAD * thread_limit()))
     queries = min(groups, int(laid.groups.max())) * QUERIES
-    out, kernel = room(T, D), _bf16_attention_on_tiles if tiles else _bf16_attention_by_dots
-    return out, call(kernel, bfloat16, q, k, v, sequences.causal, laid, heads, bias, head_mask, probs, queries, size, out.blocks)
+    given = (sequences.causal, laid, heads, bias, head_mask, probs, queries, size)
+    if kind is FLOATS:
+        out = reused((T, D), np.float32)
+        return out, call(_attention_on_tiles, np.float32, q, k, v, *given, out)
+    cut, kernel = room(T, D), _bf16_attention_on_tiles if tiles else _bf16_attention_by_dots
+    return cut, call(kernel, bfloat16, q, k, v, *given, cut.blocks)

@@ -271,24 +271,31 @@ def _sliced_products(arguments, block, worker):
 
 
 @njit(error_model="numpy")
-def bf16_tiles(s, left, below, right, steps, ahead, lines):
-    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is."""
+def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, right_apart):
+    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is.
+
+    Of operands in parts, so many bytes apart, the products i + j < parts, the smallest first.
+    """
     zero_0(), zero_1(), zero_2(), zero_3()
-    if below:
-        for _ in range(steps):
-            for line in range(lines):
-                prefetch(ahead + line * 64)
-            ahead += lines * 64
-            load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
-            load_5(below, 64), half_256(), half_357()
-            left, below, right = left + 1024, below + 1024, right + 2048
-    else:
-        for _ in range(steps):
-            for line in range(lines):
-                prefetch(ahead + line * 64)
-            ahead += lines * 64
-            load_4(left, 64), load_6(right, 64), half_046(), load_7(right + 1024, 64), half_147()
-            left, right = left + 1024, right + 2048
+    for diagonal in range(parts - 1, -1, -1):
+        for i in range(diagonal + 1):
+            a, b = left + i * left_apart, right + (diagonal - i) * right_apart
+            if below:
+                c = below + i * left_apart
+                for _ in range(steps):
+                    for line in range(lines):
+                        prefetch(ahead + line * 64)
+                    ahead += lines * 64
+                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
+                    load_5(c, 64), half_256(), half_357()
+                    a, b, c = a + 1024, b + 2048, c + 1024
+            else:
+                for _ in range(steps):
+                    for line in range(lines):
+                        prefetch(ahead + line * 64)
+                    ahead += lines * 64
+                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
+                    a, b = a + 1024, b + 2048
     store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
 
 
@@ -308,7 +315,8 @@ def _bf16_products(arguments, block, worker):
     amx.configure(given[CONFIG])
     for rows in range(first, last, 2):
         left = given[A] + rows * steps * 1024
-        bf16_tiles(s, left, left + steps * 1024 if rows + 1 < last else 0, given[B] + panel * size, steps, ahead, lines)
+        below = left + steps * 1024 if rows + 1 < last else 0
+        bf16_tiles(s, left, below, given[B] + panel * size, steps, ahead, lines, 1, 0, 0)
         ahead += lines * 64 * steps
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)

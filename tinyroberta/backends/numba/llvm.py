@@ -237,9 +237,11 @@ def combine_lanes(diagonals):
 
 @intrinsic
 def fused(typingctx, a, b, c):
-    """a b + c, float32, rounded once."""
+    """a b + c, float32, rounded once where the machine can."""
 
     def codegen(context, builder, signature, args):
+        if not FUSED:
+            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
         return builder.call(function, args)
 
@@ -277,40 +279,84 @@ def round_lanes(typingctx, x, out):
     return types.void(types.int64, types.int64), codegen
 
 
+def _parts(builder, x, count):
+    """16 float32 as a sum of bf16: each the rest of those before it, rounded; as _rounded gives them. Three hold all of it."""
+    for left in reversed(range(count)):
+        part = _rounded(builder, x)
+        yield part
+        if left:
+            x = builder.fsub(x, builder.bitcast(builder.shl(part, ir.Constant(INTEGERS, [16] * 16)), LANES))
+
+
+def split_lanes(parts):
+    """An intrinsic: 16 float32 at an address, times a factor, as parts of 16 bf16, `apart` bytes from one to the next."""
+
+    @intrinsic
+    def split(typingctx, x, factor, out, apart):
+        def codegen(context, builder, signature, args):
+            x, factor, out, apart = args
+            scaled = builder.fmul(_lanes(builder, x), _spread(builder, factor))
+            for part in _parts(builder, scaled, parts):
+                _store(builder, builder.trunc(part, HALVES), out)
+                out = builder.add(out, apart)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32, types.int64, types.int64), codegen
+
+    return split
+
+
+def split_pairs(parts):
+    """An intrinsic: 16 pairs of float32, from 16 at one address and 16 at another, as parts of pairs of bf16."""
+
+    @intrinsic
+    def split(typingctx, low, high, out, apart):
+        def codegen(context, builder, signature, args):
+            low, high, out, apart = args
+            both = (_parts(builder, _lanes(builder, at), parts) for at in (low, high))
+            for first, second in zip(*both, strict=True):
+                _store(builder, builder.or_(first, builder.shl(second, ir.Constant(INTEGERS, [16] * 16))), out)
+                out = builder.add(out, apart)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+    return split
+
+
 @intrinsic
-def round_pairs(typingctx, low, high, out):
-    """16 pairs of bf16, from 16 float32 at one address and 16 at another."""
+def copy_halves(typingctx, x, factor, out, apart):
+    """16 numbers of 16 bits from one address to another; as split_lanes is called."""
 
     def codegen(context, builder, signature, args):
-        low, high = (_rounded(builder, _lanes(builder, at)) for at in args[:2])
-        _store(builder, builder.or_(low, builder.shl(high, ir.Constant(INTEGERS, [16] * 16))), args[2])
+        _store(builder, _lanes(builder, args[0], HALVES), args[2])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), codegen
+    return types.void(types.int64, types.float32, types.int64, types.int64), codegen
 
 
 @intrinsic
-def pair_lanes(typingctx, low, high, out):
-    """16 pairs of 16 bits, from 16 at one address and 16 at another."""
+def pair_halves(typingctx, low, high, out, apart):
+    """16 pairs of 16 bits, from 16 at one address and 16 at another; as split_pairs is called."""
 
     def codegen(context, builder, signature, args):
         low, high = (builder.zext(_lanes(builder, at, HALVES), INTEGERS) for at in args[:2])
         _store(builder, builder.or_(low, builder.shl(high, ir.Constant(INTEGERS, [16] * 16))), args[2])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
-def scale_halves(typingctx, x, factor, out):
-    """16 bf16 at an address, times a float32, as 16 bf16 at another."""
+def scale_halves(typingctx, x, factor, out, apart):
+    """16 bf16 at an address, times a factor, as 16 bf16 at another; as split_lanes is called."""
 
     def codegen(context, builder, signature, args):
         scaled = builder.fmul(_widened(builder, args[0], "bfloat16"), _spread(builder, args[1]))
         _store(builder, builder.trunc(_rounded(builder, scaled), HALVES), args[2])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float32, types.int64), codegen
+    return types.void(types.int64, types.float32, types.int64, types.int64), codegen
 
 
 @intrinsic
