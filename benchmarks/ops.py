@@ -144,14 +144,12 @@ def limited(threads: int) -> Iterator[None]:
 
 def product_peak(path: str, precision: str, after_gelu: bool, limits: dict[str, float]) -> float:  # operations a second
     """At which speed a path could do float32's products."""
-    products = {"highest": 8 if after_gelu else 6, "high": 4 if after_gelu else 3, "medium": 1}[precision]
-    unit = "float32 multiply-adds"
-    if path in ("amx", "vnni"):
-        kinds = {"amx": ("tiles, 8-bit", "tiles, bf16"), "vnni": ("VNNI, 8-bit", "bf16 dot products")}[path]
-        unit = kinds[precision == "medium"]
-    if path == "blas" or unit not in limits:
-        unit, products = "NumPy's BLAS, float32", 1
-    return limits[unit] / (1 if unit.startswith("float32") else products)
+    unit, precision = paths.unit_of(path, precision)
+    names = {"tiles": ("tiles, 8-bit", "tiles, bf16"), "dots": ("VNNI, 8-bit", "bf16 dot products")}
+    if unit in names:
+        products = {"highest": 8 if after_gelu else 6, "high": 4 if after_gelu else 3, "medium": 1}[precision]
+        return limits[names[unit][precision == "medium"]] / products
+    return limits["float32 multiply-adds" if unit == "fma" else "NumPy's BLAS, float32"]
 
 
 # The ops: each yields its name, a call, what it should give, operations, bytes and how fast the machine could do the operations
@@ -188,8 +186,8 @@ def linear_cases(limits: dict[str, float], tokens: list[int], random: Any, size:
     }
     for path in (p for p in paths.PATHS if paths.reason_against(p) is None):
         for precision in MOST:
-            if path in ("fma", "blas") and precision != "highest":
-                continue  # the same there
+            if precision != "highest" and paths.unit_of(path, precision)[0] in ("fma", "blas"):
+                continue  # the same as highest there
             for kind, (I, O, activation, adds, place) in kinds.items():
                 weight, bias = (random.standard_normal(shape, np.float32) for shape in ((O, I), (O,)))
                 weight *= np.float32(0.02)
@@ -219,16 +217,22 @@ def linear_cases(limits: dict[str, float], tokens: list[int], random: Any, size:
 
 def attention_cases(limits: dict[str, float], random: Any, size: str) -> Iterator[Case]:
     ops, (D, _, heads) = load_backend("numba"), SHAPES[size]
-    peak = limits.get("float32 multiply-adds", limits["NumPy's BLAS, float32"])
-    for S in (16, 128, 512, 2048):
-        texts = max(1, 512 // S)
-        T = texts * S
-        q, k, v = (random.standard_normal((T, D), np.float32) for _ in range(3))
-        starts = np.arange(0, T + 1, S, dtype=np.int32)
-        sequences = Sequences(starts, starts[:-1], np.full(texts, S, np.int32), False)
-        exact = definition.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads)[0]
-        call = functools.partial(lambda *given: ops.attention(*given)[0], q, k, v, sequences, heads)
-        yield f"{size}, {texts} texts of {S}", call, exact, 4 * T * S * D, 16 * T * D, peak, MOST["highest"]
+    path, kinds = paths.chosen_path(), {"float32": limits.get("float32 multiply-adds", limits["NumPy's BLAS, float32"])}
+    if path == "amx":
+        kinds = {"float32": limits["tiles, bf16"] / 6, "bfloat16": limits["tiles, bf16"]}
+    elif path == "vnni" and paths.BF16_DOTS:
+        kinds["bfloat16"] = limits["bf16 dot products"]
+    for kind, peak in kinds.items():
+        for S in (16, 128, 512, 2048):
+            texts = max(1, 512 // S)
+            T = texts * S
+            q, k, v = (random.standard_normal((T, D), np.float32).astype(kind) for _ in range(3))
+            starts = np.arange(0, T + 1, S, dtype=np.int32)
+            sequences = Sequences(starts, starts[:-1], np.full(texts, S, np.int32), False)
+            exact = definition.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads)[0]
+            call = functools.partial(lambda *given: ops.attention(*given)[0], q, k, v, sequences, heads)
+            most = MOST["highest" if kind == "float32" else "medium"]
+            yield f"{size}, {kind}, {texts} texts of {S}", call, exact, 4 * T * S * D, 4 * T * D * q.itemsize, peak, most
 
 
 def row_cases(op: str, random: Any, size: str) -> Iterator[Case]:
@@ -272,6 +276,7 @@ def main() -> None:
     for name, speed in limits.items():
         print(f"  {name:24} {speed / 1e9:8.0f} {'GB/s' if name.startswith('memory') else 'G/s'}", flush=True)
     rows = []
+    numbers = load_backend("numba").to_numpy
     with limited(threads):
         for op in chosen.ops:
             print(f"{op}: milliseconds, G/s, GB/s, part of the floor's speed, error", flush=True)
@@ -282,7 +287,7 @@ def main() -> None:
                 else:
                     cases = attention_cases(limits, random, size) if op == "attention" else row_cases(op, random, size)
                 for name, call, exact, operations, moved, peak, most in cases:
-                    off = float(np.linalg.norm(call() - exact) / np.linalg.norm(exact))
+                    off = float(np.linalg.norm(numbers(call()) - exact) / np.linalg.norm(exact))
                     if not off <= most:
                         raise SystemExit(f"{op}, {name}, is off by {off:.1e}, more than {most:.0e}: nothing more was timed")
                     seconds = least(call, chosen.seconds)

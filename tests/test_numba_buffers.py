@@ -14,7 +14,7 @@ LARGE = (600, 700)  # float32: above what the C library keeps
 
 @pytest.fixture(autouse=True)
 def _own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "_own", threading.local())
+    monkeypatch.setattr(buffers, "_held", [])
 
 
 def place(x: Any) -> int:
@@ -30,10 +30,15 @@ def test_arrays_start_on_a_cache_line(make: Any, shape: tuple[int, ...]) -> None
 
 
 def test_memory_serves_again_when_nobody_refers_to_it() -> None:
-    x = buffers.reused(LARGE, np.float32)
-    where = place(x)
-    del x
-    assert place(buffers.reused((700, 600), np.int32)) == where
+    for shape, dtype in ((LARGE, np.float32), ((700, 600), np.int32), ((650, 600), np.float32)):
+        x = buffers.reused(shape, dtype)
+        del x
+        assert len(buffers._held) == 1
+    x = buffers.reused((600, 500), np.float32)  # too small for so large a place
+    assert len(buffers._held) == 2
+    y = buffers.reused((600, 500), np.float32)
+    assert len(buffers._held) == 3
+    assert place(x) != place(y)
 
 
 def test_a_view_keeps_its_memory() -> None:
@@ -47,20 +52,34 @@ def test_a_view_keeps_its_memory() -> None:
     assert (view == 1).all()
 
 
-def test_another_thread_has_its_own() -> None:
-    x = buffers.reused(LARGE, np.float32)
-    where, there = place(x), []
-    del x
-    thread = threading.Thread(target=lambda: there.append(buffers.reused(LARGE, np.float32)))
-    thread.start()
-    thread.join()
-    assert place(there[0]) != where
+def test_threads_never_have_the_same_memory() -> None:
+    wrong, start = [], threading.Barrier(4)
+
+    def work(number: int) -> None:
+        start.wait()
+        for turn in range(200):
+            x = buffers.reused((512 + turn % 7, 512), np.float32)
+            x[:] = number
+            wrong.append((x != number).any())
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(wrong) == 800
+    assert not any(wrong)
 
 
-def test_little_is_held_on_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_so_much_is_held_on_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "MOST", 5 << 20)
-    for rows in (*range(300, 900, 40), 3000):
+    kept = buffers.reused((300, 1000), np.float32)
+    kept[:] = 1
+    for rows in range(300, 900, 40):
         x = buffers.reused((rows, 1000), np.float32)
-        x[:] = rows
-    assert 0 < sum(buffer.size for buffer in buffers._own.buffers) <= buffers.MOST
-    assert (x == 3000).all()
+        x[:] = 2
+    assert sum(buffer.size for buffer in buffers._held) <= buffers.MOST
+    assert len(buffers._held) > 0
+    assert (kept == 1).all()
+    large = buffers.reused((3000, 1000), np.float32)
+    assert all(buffer.size < large.nbytes for buffer in buffers._held)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from .errors import Error
 from .inputs import as_array
@@ -36,6 +37,8 @@ class LayerCache:
         elif (self.keys.shape[1], self.keys.shape[3]) != (heads, d):
             held = f"{self.keys.shape[1]} heads of width {self.keys.shape[3]}"
             raise Error(f"past_key_values hold {held}; this model has {heads} of width {d}")
+        elif isinstance(self.keys, np.ndarray) and self.keys.dtype != k.dtype:  # of a call at another precision
+            self.keys, self.values = self.keys.astype(k.dtype), self.values.astype(k.dtype)
         new = k.shape[0] // B
         self.length = old + new
         if self.length > self.keys.shape[2]:
@@ -58,7 +61,10 @@ def _grown(x: Array, used: int, capacity: int) -> Array:
 
 
 class Cache(Sequence[tuple[Array, ...]]):
-    """The keys and values of every layer; reads as the tuple of (k, v) or (k, v, cross_k, cross_v) that transformers returns."""
+    """The keys and values of every layer; reads as the tuple of (k, v) or (k, v, cross_k, cross_v) that transformers returns.
+
+    NumPy's bf16, which few libraries know, reads as float32.
+    """
 
     def __init__(self, layers: int, batch: int) -> None:
         empty = np.empty((batch, 0, 0, 0))
@@ -131,7 +137,8 @@ class Cache(Sequence[tuple[Array, ...]]):
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         for own, cross in self._layers:
-            yield own.stored() + (cross.stored() if cross.length else ())
+            stored = own.stored() + (cross.stored() if cross.length else ())
+            yield tuple(x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype == bfloat16 else x for x in stored)
 
     def __getitem__(self, index: Any) -> Any:
         return tuple(self)[index]

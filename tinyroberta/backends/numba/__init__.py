@@ -119,7 +119,7 @@ def attention(
     head_mask: Array | None = None,
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
-    """As the NumPy backend's; of bf16, its products are of bf16 too and what comes out is cut for the product that follows."""
+    """As the NumPy backend's; of bf16, in heads a multiple of 16 wide, so are its products, and what comes out is cut."""
     given, tiles = (q, k, v, sequences, heads, bias, head_mask, probs), chosen_path() == "amx"
     if q.shape[1] // heads % 16 == 0 and (tiles or q.dtype == bfloat16):
         return attention_bf16.attention(tiles, *given)
@@ -179,8 +179,9 @@ def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
     """The tree, its weights told to give bf16 to what reads only that: attention, and the feed-forward's second product."""
     tree = {key: between_products(x, key) if isinstance(x, dict) else x for key, x in tree.items()}
     reader, gives = {"self": ("qkv", gemm.HALVES), "intermediate": ("dense", gemm.BLOCKS)}.get(name, ("", gemm.FLOATS))
+    deepest = {"self": 3, "intermediate": 1}.get(name, 0) * bitwise.DEEPEST  # what reads it must not want it in pieces
     held = tree.get(reader, {}).get("weight")
-    if isinstance(held, Weight) and "distance_embedding" not in tree:
+    if isinstance(held, Weight) and held.shape[0] <= deepest and "distance_embedding" not in tree:
         tree[reader] = tree[reader] | {"weight": held._replace(gives=gives)}
     return tree
 

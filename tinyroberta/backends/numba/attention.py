@@ -5,7 +5,8 @@ query, so that softmax is plain vectors and needs no sums across lanes, and both
 
     scores (Sk, 32) = K (Sk, d) (Q / sqrt(d))^T (d, 32)        p = exp(scores - max) / sum        out (32, d) = p^T V (Sk, d)
 
-Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. Probabilities that are kept or masked are these same p.
+Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. What is divided by the sum is p, as backends/bitwise.py
+says, or, in fused multiply-adds, the output.
 """
 
 import math

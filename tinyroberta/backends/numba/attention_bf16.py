@@ -1,7 +1,7 @@
 """Attention as attention.py has it, its products of bf16: on tiles, or by dot products.
 
 Queries, keys and values are bf16 as they come, or float32 in three parts, each the rest of those before it: six products of
-parts, the smallest first, are as accurate as float32's, on a unit sixteen times as fast. A block of work is some hundred queries
+parts, the smallest first, are as accurate as float32's, on a unit sixteen times as fast. A block of work is all or some queries
 of one head of one sequence, 32 at a time; keys and values are laid out once for all of them, as gemm.py's operands (slices.py has
 the layouts), K as rows, V^T as rows, what is transposed as panels:
 
@@ -173,6 +173,24 @@ def deliver(y, totals, n, d, first, column, D, as_floats, out, turned):
                     round_lanes(turned + i * 64, out + ((t // 16 * steps + c // 32) * 16 + t % 16) * 64 + c % 32 * 2)
 
 
+def places(start, d, Sk, parts):
+    """Bytes of a part of queries, keys, values, probabilities; where a thread's scratch holds what `attend` names; its end."""
+    wide, deep = (d + 31) // 32, (Sk + 31) // 32
+    of_q, of_k, of_v, of_p = wide * 2048, deep * wide * 2048, deep * d * 64, deep * 2048
+    zeros = start + parts * 1024
+    most = zeros + 64
+    queries = most + 3 * QUERIES * 4
+    y = queries + parts * of_q
+    k = y + (d + 16) * QUERIES * 4
+    v = k + parts * of_k
+    scores = v + parts * of_v
+    panel = scores + deep * 32 * QUERIES * 4
+    return of_q, of_k, of_v, of_p, zeros, most, queries, y, k, v, scores, panel, panel + parts * of_p
+
+
+places_in = njit(error_model="numpy")(places)
+
+
 def by(multiply, kind):
     """A kernel's body; multiply(out, left, blocks, stride, left_apart, right, steps, right_apart): (16 blocks, 32) sums."""
     lay_keys, lay_values, lay_queries, lay_probabilities = (of(kind) for of in (keys_of, values_of, queries_of, probabilities_of))
@@ -187,17 +205,9 @@ def by(multiply, kind):
         key, Sk = carray(words(g[KEYS] + b * 8), 1)[0], carray(words(g[LENGTHS] + b * 8), 1)[0]
         past, root = Sk - (stop - start), float_of(np.int32(g[ROOT]))
         wide, deep = (d + 31) // 32, (Sk + 31) // 32  # steps of the two products
-        of_q, of_k, of_v, of_p = wide * 2048, deep * wide * 2048, deep * d * 64, deep * 2048  # bytes of a part
 
         turned = g[SCRATCH] + worker * g[SIZE]
-        zeros = turned + parts * 1024
-        most = zeros + 64
-        queries = most + 3 * QUERIES * 4 + 64
-        y = queries + parts * of_q
-        k = y + (d + 16) * 128
-        v = k + parts * of_k
-        scores = v + parts * of_v
-        panel = scores + (deep + 1) * 4096
+        of_q, of_k, of_v, of_p, zeros, most, queries, y, k, v, scores, panel, _ = places_in(turned, d, Sk, parts)
         nothing = carray(floats(zeros), 16)
         for c in range(16):
             nothing[c] = np.float32(0)
@@ -237,7 +247,7 @@ def on_tiles(parts):
     return multiply
 
 
-eight_rows = dot_block(8, 1, 1, fetches=False)
+eight_rows = dot_block(8, 1, 1, fetches=0)
 
 
 @njit(error_model="numpy")
@@ -273,12 +283,10 @@ _bf16_attention_by_dots.missing = partial(missing_dots, True)
 
 
 def attention(tiles, q, k, v, sequences, heads, bias, head_mask, probs):
-    """(Tq, D), (Tk, D) x2, heads a multiple of 16 wide: of bf16 -> a Cut; of float32, on tiles -> the same; B x (H, Sq, Sk)."""
+    """(Tq, D), (Tk, D) x2, heads a multiple of 16 wide: bf16 -> Cut, float32 on tiles -> (Tq, D) float32; and B x (H, Sq, Sk)."""
     (T, D), laid = q.shape, layout(sequences)
-    d, wide, deep = D // heads, -(-D // heads // 32), -(-laid.longest // 32)
     kind = HALVES if q.dtype == bfloat16 else FLOATS
-    size = kind.parts * (1024 + wide * 2048 + deep * (wide * 2048 + d * 64 + 2048))
-    size += 64 + 3 * QUERIES * 4 + 64 + (d + 16) * 128 + (deep + 1) * 4096
+    *_, size = places(0, D // heads, laid.longest, kind.parts)
     groups = -(-int(laid.groups.sum()) * heads // (BLOCKS_A_THREAD * thread_limit()))
     queries = min(groups, int(laid.groups.max())) * QUERIES
     given = (sequences.causal, laid, heads, bias, head_mask, probs, queries, size)

@@ -1,10 +1,11 @@
 """Arrays that start on a cache line, and those that serve one operation after another.
 
 The system takes a large array's pages back when it is freed and clears them when they are next touched, which costs as much as
-some operations. So those of up to 64 MiB in all are held on to, by each Python thread its own.
+some operations. So up to 128 MiB of them are held on to.
 """
 
 import math
+import os
 import sys
 import threading
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LEAST, MOST = 1 << 20, 1 << 26  # bytes: the C library keeps smaller ones itself; all that are held
-_own = threading.local()
+LEAST, MOST = 1 << 20, 1 << 27  # bytes: the C library keeps smaller ones itself; all that are held
+_held: list[Array] = []
+_taking = threading.Lock()
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -27,14 +29,15 @@ def reused(shape: tuple[int, ...], dtype: Any) -> Array:
     size = _bytes(shape, dtype) + 64
     if not LEAST <= size <= MOST:
         return aligned(shape, dtype)
-    held = _own.__dict__.setdefault("buffers", [])
-    for i in range(len(held)):
-        if size <= held[i].size <= 2 * size and sys.getrefcount(held[i]) == UNUSED:
-            return _as_array(held[i], shape, dtype)
-    held.append(np.empty(size, np.uint8))
-    while sum(buffer.size for buffer in held) > MOST:
-        del held[0]
-    return _as_array(held[-1], shape, dtype)
+    with _taking:
+        for i in range(len(_held)):
+            if size <= _held[i].size <= 1.25 * size and sys.getrefcount(_held[i]) == UNUSED:
+                return _as_array(_held[i], shape, dtype)
+        _held.append(np.empty(size, np.uint8))
+        while sum(buffer.size for buffer in _held) > MOST:
+            in_use = (i for i in range(len(_held) - 1) if sys.getrefcount(_held[i]) > UNUSED)
+            del _held[next(in_use, 0)]  # a caller may keep that one for long
+        return _as_array(_held[-1], shape, dtype)
 
 
 _some = [object()]
@@ -43,6 +46,16 @@ UNUSED = sys.getrefcount(_some[0])  # of what only a list refers to
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _after_fork() -> None:
+    """In a forked child, where the lock may be held by a thread that is not there."""
+    global _taking
+    _taking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _as_array(buffer: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -57,9 +57,7 @@ dot_047, dot_147, dot_247, dot_157, dot_257, dot_357, dot_267, dot_367 = (
     amx.dot_int8(*t) for t in ((0, 4, 7), (1, 4, 7), (2, 4, 7), (1, 5, 7), (2, 5, 7), (3, 5, 7), (2, 6, 7), (3, 6, 7))
 )
 dot_046, dot_246, dot_256, dot_347 = (amx.dot_int8(*t) for t in ((0, 4, 6), (2, 4, 6), (2, 5, 6), (3, 4, 7)))
-half_046, half_147, half_256, half_357, half_047 = (
-    amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7), (0, 4, 7))
-)
+half_046, half_147, half_256, half_357 = (amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)))
 
 A, B, ROW_SCALES, COLUMN_SCALES, BIAS, RESIDUAL, OUT, T, O, STEPS, CHUNK, KIND, ACTIVATE, CONFIG, THREADS, STRIDE, X_STRIDE = (
     range(17)
@@ -325,7 +323,7 @@ def _bf16_products(arguments, block, worker):
 
 
 dots_22, dots_23, dots_33 = (dot_block(4, slices, diagonals) for slices, diagonals in ((2, 2), (2, 3), (3, 3)))
-dots_34, dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1)
+dots_34, dots_bf16, only_dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1), dot_block(8, 1, 1, fetches=2)
 
 
 @Kernel
@@ -376,9 +374,12 @@ def _bf16_dots(arguments, block, worker):
     for rows in range(first, last):
         height = min(16, given[T] - rows * 16)
         left = given[A] + rows * steps * 1024
-        for r in range(0, height, 8):
-            fetched = ((rows - first) * 16 + r) * steps * 128
-            dots_bf16(s + r * 128, left + r * 64, right, steps, following + fetched if fetched < size else right)
+        if given[T] <= 8:
+            only_dots_bf16(s, left, right, steps, following)
+        else:
+            for r in range(0, height, 8):
+                fetched = ((rows - first) * 16 + r) * steps * 128
+                dots_bf16(s + r * 128, left + r * 64, right, steps, following + fetched if fetched < size else right)
         add_bias(s, height, s + 2048)
         deliver(s, height, given, rows * 16, panel)
     free(memory)
@@ -420,7 +421,8 @@ def multiply_by_blocks(c, c_row, rows, columns, a, a_row, a_column, b, b_row, de
 
 multiply = njit(error_model="numpy")(multiply_by_blocks)
 
-KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers; NumPy holds bfloat16 as uint16
+KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers
+HELD_AS = {np.dtype(name): kind for kind, name in enumerate(("float32", "uint16", "float16"))}
 
 
 def by_panel(kind):
@@ -428,22 +430,27 @@ def by_panel(kind):
 
     The first rows meanwhile fetch what comes next, the panel's next numbers or the following panel's first.
     """
-    many, one = (fma_block(rows, VECTORS, kind, fetches=True) for rows in (ROWS, 1))
+    many, only, one = (fma_block(rows, VECTORS, kind, fetches=n) for rows, n in ((ROWS, 1), (ROWS, 2), (1, 2)))
     size = 4 if kind == "float32" else 2
 
     @njit(error_model="numpy")
     def multiply(y, rows, x, x_row, panel, depth, following):
+        full = rows // ROWS * ROWS
         for k in range(0, depth, DEPTH):
             some = min(DEPTH, depth - k)
             after = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
             for column in range(0, 32, 16 * VECTORS):
-                right = panel + (k * 32 + column) * size
-                for row in range(0, rows // ROWS * ROWS, ROWS):
-                    fetched = (row // ROWS + column // (16 * VECTORS)) * some * 64
-                    ahead = after + fetched if fetched < some * 32 * size else right
-                    many(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead)
-                for row in range(rows // ROWS * ROWS, rows):
-                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, after)
+                right, fetched = panel + (k * 32 + column) * size, column // (16 * VECTORS) * some * 128
+                for row in range(0, full, ROWS):
+                    place, left = y + (row * 32 + column) * 4, x + (row * x_row + k) * 4
+                    if full == ROWS:
+                        only(place, 32, left, x_row, 1, right, 32, some, after + fetched if fetched < some * 32 * size else right)
+                    else:
+                        ahead = (row // ROWS + column // (16 * VECTORS)) * some * 64
+                        many(place, 32, left, x_row, 1, right, 32, some, after + ahead if ahead < some * 32 * size else right)
+                for row in range(full, rows):
+                    ahead = after + fetched if row == 0 and fetched < some * 32 * size else right
+                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead)
 
     return multiply
 
@@ -506,7 +513,7 @@ def _chunks(T, row_bytes):
 
 
 def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual, gives=FLOATS):
-    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O), on tiles or by dot products; bf16 has no residual."""
+    """norm.Cut (T, K) and panels of slices.pack_weights -> (T, O), on tiles or by dot products; a residual only to float32."""
     steps, slices = x.blocks.shape[1:3]
     kernel = CUT_PRODUCTS[unit][slices > 1]
     chunks = _chunks(x.shape[0], steps * slices * 64)
@@ -525,7 +532,7 @@ def fma_product(x, weight, O, bias, activation, residual):
     chunk = max(1, min(T, 128))
     chunks = (chunk, -(-T // chunk))
     stride = x.strides[0] // 4
-    cut = "fHe".index(weight.dtype.char), 0, None
+    cut = HELD_AS[weight.dtype], 0, None
     return _run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
 
 

@@ -180,14 +180,40 @@ def _pass_word(name):
     @intrinsic
     def pass_word(typingctx, file):
         def codegen(context, builder, signature, args):
-            kind = ir.FunctionType(I64, [I32, I8.as_pointer(), I64])
+            size = I32 if os.name == "nt" else I64
+            kind = ir.FunctionType(size, [I32, I8.as_pointer(), size])
             word = builder.bitcast(cgutils.alloca_once_value(builder, I64(1)), I8.as_pointer())
             function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.icmp_signed("==", builder.call(function, [builder.trunc(args[0], I32), word, I64(8)]), I64(8))
+            return builder.icmp_signed("==", builder.call(function, [builder.trunc(args[0], I32), word, size(8)]), size(8))
 
         return types.boolean(types.int64), codegen
 
     return pass_word
+
+
+@intrinsic
+def this_cpu(typingctx):
+    """Which CPU this thread is on; on Linux."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), "sched_getcpu")
+        return builder.sext(builder.call(function, []), I64)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def allow_cpus(typingctx, thread, size, mask):
+    """Let a thread run on the CPUs whose bits are set in so many bytes at an address; on Linux."""
+
+    def codegen(context, builder, signature, args):
+        thread, size, mask = args
+        kind = ir.FunctionType(I32, [I32, I64, I8.as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, kind, "sched_setaffinity")
+        builder.call(function, [builder.trunc(thread, I32), size, builder.inttoptr(mask, I8.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 read_word, write_word = (_pass_word(f"_{name}" if os.name == "nt" else name) for name in ("read", "write"))
@@ -280,7 +306,10 @@ def round_lanes(typingctx, x, out):
 
 
 def _parts(builder, x, count):
-    """16 float32 as a sum of bf16: each the rest of those before it, rounded; as _rounded gives them. Three hold all of it."""
+    """16 float32 as a sum of bf16: each the rest of those before it, rounded; as _rounded gives them.
+
+    Three hold all 24 bits of a number between 2^-108 and 2^127; of an infinity the rests are NaN.
+    """
     for left in reversed(range(count)):
         part = _rounded(builder, x)
         yield part
@@ -376,7 +405,7 @@ def add_lanes(typingctx, a, b, out):
 
     def codegen(context, builder, signature, args):
         total = builder.fadd(_lanes(builder, args[0]), _lanes(builder, args[1]))
-        builder.store(total, builder.inttoptr(args[2], LANES.as_pointer()), align=4)
+        _store(builder, total, args[2])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
@@ -387,7 +416,7 @@ def copy_lanes(typingctx, a, out):
     """16 floats from one address to another."""
 
     def codegen(context, builder, signature, args):
-        builder.store(_lanes(builder, args[0]), builder.inttoptr(args[1], LANES.as_pointer()), align=4)
+        _store(builder, _lanes(builder, args[0]), args[1])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
@@ -472,12 +501,12 @@ def _widened(builder, address, kind):
     return builder.bitcast(builder.shl(builder.zext(bits, INTEGERS), ir.Constant(INTEGERS, [16] * 16)), LANES)
 
 
-def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=False):
+def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
     Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
-    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. fetches: with every k
-    a cache line from `ahead` on is fetched.
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. With every k the
+    next `fetches` cache lines from `ahead` on are fetched.
     """
     size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
@@ -500,8 +529,8 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=False):
                 right = at(b, k, b_row, size)
                 loaded = [_widened(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
                 left = at(a, k, a_column)
-                if fetches:
-                    _prefetch(builder, builder.add(ahead, builder.mul(k, I64(64))))
+                for line in range(fetches):
+                    _prefetch(builder, builder.add(ahead, builder.add(builder.mul(k, I64(64 * fetches)), I64(64 * line))))
                 for r in range(rows):
                     pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
                     spread = _spread(builder, builder.load(pointer, align=4))
@@ -526,12 +555,12 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=False):
     return block
 
 
-def dot_block(rows, slices, diagonals, fetches=True):
+def dot_block(rows, slices, diagonals, fetches=1):
     """An intrinsic: sums (rows, diagonals, 32) of rows of blocks with a panel (slices.py), by dot products of 4 bytes or 2 bf16.
 
     Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
     sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
-    fetches: with every 4 bytes of a row a cache line from `ahead` on is fetched.
+    With every 4 bytes of a row the next `fetches` cache lines from `ahead` on are fetched.
     """
     kind, name = (LANES, "avx512bf16.dpbf16ps.512") if slices == 1 else (INTEGERS, "avx512.vpdpbusd.512")
     dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
@@ -570,9 +599,9 @@ def dot_block(rows, slices, diagonals, fetches=True):
                 start = builder.mul(step.index, I64(slices * 1024))
                 a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
                 b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
-                if fetches:
-                    line = builder.add(builder.mul(step.index, I64(16)), quad.index)
-                    _prefetch(builder, builder.add(ahead, builder.mul(line, I64(64))))
+                place = builder.add(builder.mul(step.index, I64(16)), quad.index)
+                for line in range(fetches):
+                    _prefetch(builder, builder.add(ahead, builder.add(builder.mul(place, I64(64 * fetches)), I64(64 * line))))
                 for j in range(slices):
                     weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
                     if slices > 1:

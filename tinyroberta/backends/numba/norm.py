@@ -117,7 +117,7 @@ def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows
 
 
 def room(T, K):
-    """A Cut of bf16 whose T rows of K are still to be written; where there is no row or no column it holds zeros."""
+    """A Cut of bf16 whose T rows of K are still to be written; zeros below them, and beside them until one is."""
     blocks = reused((-(-T // 16), -(-K // 32), 1, 16, 64), np.int8)
     if T % 16:
         blocks[-1, :, :, T % 16 :] = 0

@@ -12,6 +12,7 @@ second caller simply works alone while the first one has the pool, and a forked 
 import ctypes
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,17 +24,33 @@ from typing import Any
 import numpy as np
 
 from .buffers import aligned
-from .compiled import Kernel, njit
-from .llvm import add_word, call_kernel, load_word, pause, read_word, store_word, swap_word, write_word
+from .compiled import Kernel, carray, njit
+from .llvm import (
+    add_word,
+    allow_cpus,
+    call_kernel,
+    load_word,
+    pause,
+    read_word,
+    store_word,
+    swap_word,
+    this_cpu,
+    words,
+    write_word,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write. Beside a worker's
-# SLEEPING is the file that it reads while it sleeps, and the one to write to.
-REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, SLEEPING = 0, 64, 128, 136, 144, 192
-READS, WRITES = SLEEPING + 8, SLEEPING + 16
+# SLEEPING is the file that it reads while it sleeps, the one to write to, and its number for the system. CPUS is the address of
+# the bits of the CPUs allowed, and room for as many; 0 where threads cannot be moved.
+REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, CPUS, SLEEPING = 0, 64, 128, 136, 144, 152, 192
+READS, WRITES, NUMBER = SLEEPING + 8, SLEEPING + 16, SLEEPING + 24
 ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on how many threads may claim them
 SPIN = 100e-6  # seconds
+CLOSED = 1 << 20  # times that reading a file fails
+MOVES = sys.platform == "linux"
+MASK = 64  # words of bits, a CPU each
 
 
 @njit(error_model="numpy")
@@ -58,21 +75,37 @@ def claim(state, worker, spins):
 
 @Kernel
 def _work(state, worker, spins):
-    """A worker's whole life; it ends where its file is closed."""
+    """Work, spin and sleep for ever, or until its file cannot be read: a signal now and then is no matter."""
     own = state + 64 * worker
     fails = 0
-    while fails < 100:  # a signal is no end
+    while fails < CLOSED:
         claim(state, worker, spins)
         store_word(own + SLEEPING, 1)
         claim(state, worker, 0)
         fails = 0
-        while fails < 100 and not read_word(load_word(own + READS)):
+        while fails < CLOSED and not read_word(load_word(own + READS)):
             fails += 1
 
 
 @Kernel
 def _look(state, worker, spins):
     claim(state, worker, spins)
+
+
+@njit(error_model="numpy")
+def move_away(thread, cpus):
+    """Keep a thread that is to wake off this thread's CPU: Linux may wake it there, to wait until that is free."""
+    bits = carray(words(cpus), 2 * MASK)
+    left = 0
+    for i in range(MASK):
+        bits[MASK + i] = bits[i]
+    here = this_cpu()
+    if 0 <= here < 64 * MASK:
+        bits[MASK + here // 64] &= ~(1 << (here % 64))
+    for i in range(MASK):
+        left |= bits[MASK + i]
+    if left:
+        allow_cpus(thread, 8 * MASK, cpus + 8 * MASK)
 
 
 @partial(Kernel, count=5)
@@ -85,7 +118,9 @@ def _share(state, function, arguments, total, threads):
     store_word(state + REMAINING, total | (threads << ALLOWED))
     for worker in range(1, threads):
         own = state + 64 * worker
-        if swap_word(own + SLEEPING, 1, 0):
+        if load_word(own + SLEEPING) and swap_word(own + SLEEPING, 1, 0):
+            if MOVES and load_word(state + CPUS):
+                move_away(load_word(own + NUMBER), load_word(state + CPUS))
             write_word(load_word(own + WRITES))
     claim(state, 0, 0)
     while load_word(state + DONE) < total:
@@ -111,19 +146,33 @@ class Pool:
         self.limit = allowed_threads()
         self.state = aligned((8 * (self.limit + 4),), np.int64)
         self.state[:] = 0
+        self.cpus = np.zeros(2 * MASK, np.int64)
+        allowed = os.sched_getaffinity(0) if MOVES else set()
+        if len(allowed) > 1 and max(allowed) < 64 * MASK:
+            np.bitwise_or.at(self.cpus.view(np.uint8), [cpu // 8 for cpu in allowed], [1 << cpu % 8 for cpu in allowed])
+            self.state[CPUS // 8] = self.cpus.ctypes.data
         self.workers = 0
         self.spins = 0
 
-    def ready(self, threads: int) -> None:
-        """Start the workers that are missing."""
+    def ready(self, threads: int) -> int:
+        """Start the workers that are missing; how many threads there are then, fewer where the system gives no more files."""
         if not self.spins:
             self.spins = int(SPIN / min(_seconds_of_looks(self.state.ctypes.data) for _ in range(3)) * LOOKS)
         while self.workers < threads - 1:
-            self.workers += 1
-            place = self.workers * 8
-            self.state[READS // 8 + place], self.state[WRITES // 8 + place] = _sleeping_place()
-            given, name = (self.state.ctypes.data, self.workers, self.spins), f"tinyroberta-{self.workers}"
-            threading.Thread(target=_work, args=given, name=name, daemon=True).start()
+            worker, _ = self.workers + 1, _work.address  # compiled, if it must be, by who can wait for it
+            try:
+                self.state[(READS + 64 * worker) // 8], self.state[(WRITES + 64 * worker) // 8] = _sleeping_place()
+                threading.Thread(target=_live, args=(self, worker), name=f"tinyroberta-{worker}", daemon=True).start()
+            except (OSError, RuntimeError):
+                break
+            self.workers = worker
+        return min(threads, self.workers + 1)
+
+
+def _live(pool: Pool, worker: int) -> None:
+    """A worker's life, which holds on to the words that it reads."""
+    pool.state[(NUMBER + 64 * worker) // 8] = threading.get_native_id()
+    _work(pool.state.ctypes.data, worker, pool.spins)
 
 
 def _sleeping_place() -> tuple[int, int]:
@@ -153,8 +202,7 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
     pool = _pool()
     if count > 1 and pool.lock.acquire(blocking=False):
         try:
-            pool.ready(count)
-            _share(pool.state.ctypes.data, kernel.address, arguments.ctypes.data, blocks, count)
+            _share(pool.state.ctypes.data, kernel.address, arguments.ctypes.data, blocks, pool.ready(count))
         finally:
             pool.lock.release()
     else:
