@@ -138,7 +138,7 @@ def plot_growth(result: dict[str, Any]) -> Any:
         axis.grid(axis="y", which="both" if what == "tokens" else "major", color="#e6e6e6", linewidth=0.7)
         axis.set_axisbelow(True)
     axes[2].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Cost of RoBERTa-PreLayerNorm base; {about(result)}", fontsize=9.5, x=0.01, ha="left")
+    figure.suptitle(f"Cost of RoBERTa-PreLayerNorm base\n{about(result)}", fontsize=9.5, x=0.01, ha="left")
     return figure
 
 
