@@ -198,23 +198,40 @@ def test_layer_norm(tokens: int) -> None:
             np.testing.assert_array_equal(fused.scales, apart.scales)
 
 
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def attention_case(lengths: tuple[int, ...], causal: bool, extras: bool, heads: int, d: int, dtype: Any) -> Any:
+    """Queries, keys and values side by side, whose they are, and a bias (of one sequence) and a head mask where asked."""
+    random, D = np.random.default_rng(), heads * d
+    qkv = random.standard_normal((sum(lengths), 3 * D)).astype(dtype)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    given = {}
+    if extras and len(lengths) == 1:
+        given["bias"] = random.standard_normal((1, heads, lengths[0], lengths[0]), dtype=np.float32)
+    if extras:
+        given["head_mask"] = random.random((1, heads, 1, 1), dtype=np.float32)
+    sequences = Sequences(starts, starts[:-1], np.array(lengths, np.int32), causal)
+    return qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :], sequences, given
+
+
+def alone_and_together(q: Any, k: Any, v: Any, sequences: Sequences, heads: int, given: Any, together: np.ndarray) -> None:
+    """Each sequence by itself, on one thread, has the bits that it has among the others."""
+    for start, length in zip(sequences.key_start, sequences.key_length, strict=True):
+        rows, one = slice(start, start + length), np.array([0, length], np.int32)
+        of_one = Sequences(one, one[:1], one[1:], sequences.causal)
+        with threads.limited(1):
+            alone, _ = ops.attention(q[rows], k[rows], v[rows], of_one, heads, **given)
+        np.testing.assert_array_equal(ops.to_numpy(alone), together[rows])
+
+
 @pytest.mark.parametrize("lengths", [(1,), (7, 1, 33), (129, 40)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.usefixtures("path")
 def test_attention(lengths: tuple[int, ...], causal: bool, extras: bool) -> None:
-    random = np.random.default_rng()
     for heads, d in ((3, 5), (2, 16), (5, 40), (2, 48), (1, 64)):
-        B, T, D = len(lengths), sum(lengths), heads * d
-        qkv = random.standard_normal((T, 3 * D), dtype=np.float32)
-        q, k, v = qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        sequences = Sequences(starts, starts[:-1], np.array(lengths, np.int32), causal)
-        given = {}
-        if extras and B == 1:
-            given["bias"] = random.standard_normal((1, heads, lengths[0], lengths[0]), dtype=np.float32)
-        if extras:
-            given["head_mask"] = random.random((1, heads, 1, 1), dtype=np.float32)
+        q, k, v, sequences, given = attention_case(lengths, causal, extras, heads, d, np.dtype(np.float32))
         double = {name: x.astype(float) for name, x in given.items()}
         exact, p = reference.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads, probs=True, **double)
         single, single_p = reference.attention(q, k, v, sequences, heads, probs=True, **given)  # rounded as often as ours
@@ -228,15 +245,7 @@ def test_attention(lengths: tuple[int, ...], causal: bool, extras: bool) -> None
             assert relative_error(found, expected) < 2 * relative_error(theirs, expected) + 4 * UNIT
             if causal:
                 assert not np.triu(found, 1).any()
-        for b, (start, length) in enumerate(zip(starts, lengths, strict=False)):
-            rows, one = slice(start, start + length), np.array([0, length], np.int32)
-            of_one = {name: x[b : b + 1] if len(x) > 1 else x for name, x in given.items()}
-            with threads.limited(1):
-                alone, _ = ops.attention(q[rows], k[rows], v[rows], Sequences(one, one[:1], one[1:], causal), heads, **of_one)
-            np.testing.assert_array_equal(alone, out[rows])
-
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
+        alone_and_together(q, k, v, sequences, heads, given, out)
 
 
 @pytest.fixture(params=CUTTERS)
@@ -254,18 +263,8 @@ def bf16_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.usefixtures("bf16_path")
 def test_attention_of_bf16(lengths: tuple[int, ...], causal: bool, extras: bool) -> None:
-    random = np.random.default_rng()
     for heads, d in ((2, 16), (3, 48), (2, 64)):
-        B, T, D = len(lengths), sum(lengths), heads * d
-        qkv = random.standard_normal((T, 3 * D)).astype(BF16)
-        q, k, v = qkv[:, :D], qkv[:, D : 2 * D], qkv[:, 2 * D :]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        sequences = Sequences(starts, starts[:-1], np.array(lengths, np.int32), causal)
-        given = {}
-        if extras and B == 1:
-            given["bias"] = random.standard_normal((1, heads, lengths[0], lengths[0]), dtype=np.float32)
-        if extras:
-            given["head_mask"] = random.random((1, heads, 1, 1), dtype=np.float32)
+        q, k, v, sequences, given = attention_case(lengths, causal, extras, heads, d, BF16)
         double = {name: x.astype(float) for name, x in given.items()}
         exact, p = reference.attention(*(x.astype(float) for x in (q, k, v)), sequences, heads, probs=True, **double)
         largest, _ = reference.attention(*(x.astype(float) for x in (q, k, np.abs(v))), sequences, heads, **double)
@@ -276,7 +275,7 @@ def test_attention_of_bf16(lengths: tuple[int, ...], causal: bool, extras: bool)
         np.testing.assert_array_equal(found, ops.to_numpy(again))
         # q / sqrt(d) is rounded where that is no power of two: half a unit of bf16, of each q k, moves a score by `moved` at
         # most; float32 moves it by so many units of the same sum. p moves by twice as much of p, its sum included
-        sums = np.einsum("qhd,khd->hqk", *(np.abs(x.astype(float)).reshape(T, heads, d) for x in (q, k))).max() / math.sqrt(d)
+        sums = np.einsum("qhd,khd->hqk", *(np.abs(x.astype(float)).reshape(-1, heads, d) for x in (q, k))).max() / math.sqrt(d)
         moved = sums * ((0 if math.sqrt(d) in (4, 8) else 2.0**-8) + (d + 8) * UNIT)
         of_p = 2 * math.expm1(moved) + (max(lengths) + 8) * UNIT
         assert (np.abs(found - exact) <= (of_p + 2.0**-8) * largest * 1.01 + 2.0**-8 * 1.01 * np.abs(exact)).all()
@@ -284,12 +283,7 @@ def test_attention_of_bf16(lengths: tuple[int, ...], causal: bool, extras: bool)
             assert (np.abs(x - expected) <= of_p * expected + 1e-37).all()
             if causal:
                 assert not np.triu(x, 1).any()
-        for b, (start, length) in enumerate(zip(starts, lengths, strict=False)):
-            rows, one = slice(start, start + length), np.array([0, length], np.int32)
-            of_one = {name: x[b : b + 1] if len(x) > 1 else x for name, x in given.items()}
-            with threads.limited(1):
-                alone, _ = ops.attention(q[rows], k[rows], v[rows], Sequences(one, one[:1], one[1:], causal), heads, **of_one)
-            np.testing.assert_array_equal(ops.to_numpy(alone), found[rows])
+        alone_and_together(q, k, v, sequences, heads, given, found)
 
 
 @pytest.mark.usefixtures("bf16_path")
@@ -306,7 +300,7 @@ def test_attention_of_bf16_reads_a_cache_as_it_reads_packed_rows() -> None:
     packed, _ = ops.attention(q, *rows, in_rows, heads)
     np.testing.assert_array_equal(ops.to_numpy(cached), ops.to_numpy(packed))
     exact, _ = reference.attention(*(x.astype(float) for x in (q, *rows)), in_rows, heads)
-    assert relative_error(ops.to_numpy(cached), exact) < 2.0**-8  # twice half a unit: p's, and of what comes out
+    assert relative_error(ops.to_numpy(cached), exact) < 2.0**-8  # what one rounding to bf16 does at most
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])

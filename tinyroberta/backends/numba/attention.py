@@ -18,12 +18,12 @@ import numpy as np
 
 from ..bitwise import EXP_POLYNOMIAL, LEAST, LOG2_E, LOG_2_HIGH, LOG_2_LOW, SHIFT
 from . import amx
-from .buffers import reused
+from .buffers import address, reused
 from .compiled import Kernel, carray, njit
 from .elementwise import exp, power
 from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
 from .llvm import allocate, float_of, floats, fma_block, free, fused, most_of_columns, words
-from .threads import address, parallel, thread_limit
+from .threads import parallel, thread_limit
 
 QUERIES = 32
 # What a kernel is given: addresses and shapes; K and V begin at an address with three strides, the masks with four.

@@ -27,7 +27,7 @@ from ...weights.files import write_atomically
 
 # Symbols that every process has; code that names others (Numba's runtime) is loaded after Numba itself.
 C_LIBRARY = {"malloc", "free", "memset", "memcpy", "memmove", "sqrtf", "log1pf", "read", "write", "_read", "_write"}
-C_LIBRARY |= {"sched_getcpu", "sched_setaffinity"}
+C_LIBRARY |= {"sched_getcpu", "sched_getaffinity", "sched_setaffinity"}
 UNUSED = "NRT_MemInfo_call_dtor"
 ENTRY = "tinyroberta_kernel"
 OTHERWISE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")  # the variables of Numba's that change no code

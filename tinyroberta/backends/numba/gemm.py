@@ -21,7 +21,7 @@ from ml_dtypes import bfloat16
 
 from .. import bitwise
 from . import amx
-from .buffers import aligned, reused
+from .buffers import address, aligned, reused
 from .compiled import Kernel, carray, njit
 from .elementwise import CODES, NONE, activate
 from .llvm import (
@@ -44,7 +44,7 @@ from .llvm import (
 from .norm import room
 from .paths import missing_dots
 from .slices import PANEL
-from .threads import address, parallel, thread_limit
+from .threads import parallel, thread_limit
 
 CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
 

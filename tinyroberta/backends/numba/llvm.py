@@ -216,6 +216,19 @@ def allow_cpus(typingctx, thread, size, mask):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def allowed_cpus(typingctx, size, mask):
+    """Set the bits of the CPUs that this thread may run on, in so many bytes at an address; whether that could be; on Linux."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(I32, [I32, I64, I8.as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, kind, "sched_getaffinity")
+        failed = builder.call(function, [I32(0), args[0], builder.inttoptr(args[1], I8.as_pointer())])
+        return builder.icmp_signed("==", failed, I32(0))
+
+    return types.boolean(types.int64, types.int64), codegen
+
+
 read_word, write_word = (_pass_word(f"_{name}" if os.name == "nt" else name) for name in ("read", "write"))
 
 LANES = ir.VectorType(F32, 16)
@@ -435,8 +448,7 @@ def transpose_lanes(typingctx, a, a_row, out, out_row):
                 pair = rows[r], rows[r + apart]
                 rows[r], rows[r + apart] = (builder.shuffle_vector(*pair, ir.Constant(INTEGERS, lanes)) for lanes in (low, high))
         for r, row in enumerate(rows):
-            place = builder.inttoptr(builder.add(out, builder.mul(out_row, I64(r))), INTEGERS.as_pointer())
-            builder.store(row, place, align=4)
+            _store(builder, row, builder.add(out, builder.mul(out_row, I64(r))))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen

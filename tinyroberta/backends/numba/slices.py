@@ -16,10 +16,10 @@ import math
 
 import numpy as np
 
-from .buffers import aligned
+from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .llvm import allocate, bits_of, bytes_, float_of, floats, free, integers, round_lanes, words
-from .threads import address, parallel
+from .threads import parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)

@@ -9,7 +9,6 @@ Numba's own layers do not serve here: its default aborts when two Python threads
 second caller simply works alone while the first one has the pool, and a forked child starts with a pool of its own.
 """
 
-import ctypes
 import math
 import os
 import sys
@@ -23,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from .buffers import aligned
+from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .llvm import (
     add_word,
+    allocate,
     allow_cpus,
+    allowed_cpus,
     call_kernel,
+    free,
     load_word,
     pause,
     read_word,
@@ -42,9 +44,8 @@ from .llvm import (
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Where each word of a pool's shared state stands, in bytes; a cache line to each that several threads write. Beside a worker's
-# SLEEPING is the file that it reads while it sleeps, the one to write to, and its number for the system. CPUS is the address of
-# the bits of the CPUs allowed, and room for as many; 0 where threads cannot be moved.
-REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, CPUS, SLEEPING = 0, 64, 128, 136, 144, 152, 192
+# SLEEPING is the file that it reads while it sleeps, the one to write to, and its number for the system.
+REMAINING, DONE, FUNCTION, ARGUMENTS, TOTAL, SLEEPING = 0, 64, 128, 136, 144, 192
 READS, WRITES, NUMBER = SLEEPING + 8, SLEEPING + 16, SLEEPING + 24
 ALLOWED = 40  # REMAINING holds the blocks not yet claimed, and from this bit on how many threads may claim them
 SPIN = 100e-6  # seconds
@@ -93,19 +94,17 @@ def _look(state, worker, spins):
 
 
 @njit(error_model="numpy")
-def move_away(thread, cpus):
-    """Keep a thread that is to wake off this thread's CPU: Linux may wake it there, to wait until that is free."""
-    bits = carray(words(cpus), 2 * MASK)
-    left = 0
-    for i in range(MASK):
-        bits[MASK + i] = bits[i]
-    here = this_cpu()
-    if 0 <= here < 64 * MASK:
-        bits[MASK + here // 64] &= ~(1 << (here % 64))
-    for i in range(MASK):
-        left |= bits[MASK + i]
-    if left:
-        allow_cpus(thread, 8 * MASK, cpus + 8 * MASK)
+def move_away(thread):
+    """Let a thread that is to wake use this thread's CPUs but the one it is on, where Linux may wake it to wait for it."""
+    memory = allocate(8 * MASK)
+    bits, here, others = carray(words(memory), MASK), this_cpu(), 0
+    if allowed_cpus(8 * MASK, memory) and 0 <= here < 64 * MASK:
+        bits[here // 64] &= ~(1 << (here % 64))
+        for i in range(MASK):
+            others |= bits[i]
+        if others:
+            allow_cpus(thread, 8 * MASK, memory)
+    free(memory)
 
 
 @partial(Kernel, count=5)
@@ -119,8 +118,8 @@ def _share(state, function, arguments, total, threads):
     for worker in range(1, threads):
         own = state + 64 * worker
         if load_word(own + SLEEPING) and swap_word(own + SLEEPING, 1, 0):
-            if MOVES and load_word(state + CPUS):
-                move_away(load_word(own + NUMBER), load_word(state + CPUS))
+            if MOVES:
+                move_away(load_word(own + NUMBER))
             write_word(load_word(own + WRITES))
     claim(state, 0, 0)
     while load_word(state + DONE) < total:
@@ -146,11 +145,6 @@ class Pool:
         self.limit = allowed_threads()
         self.state = aligned((8 * (self.limit + 4),), np.int64)
         self.state[:] = 0
-        self.cpus = np.zeros(2 * MASK, np.int64)
-        allowed = os.sched_getaffinity(0) if MOVES else set()
-        if len(allowed) > 1 and max(allowed) < 64 * MASK:
-            np.bitwise_or.at(self.cpus.view(np.uint8), [cpu // 8 for cpu in allowed], [1 << cpu % 8 for cpu in allowed])
-            self.state[CPUS // 8] = self.cpus.ctypes.data
         self.workers = 0
         self.spins = 0
 
@@ -207,15 +201,6 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
             pool.lock.release()
     else:
         _alone(kernel.address, arguments.ctypes.data, blocks)
-
-
-# The first field of NumPy's array object, by its ABI: asking the array takes six times as long, 0.1 ms of a layer of 16 tokens.
-_word_at = ctypes.c_size_t.from_address
-
-
-def address(x: "Array | None") -> int:
-    """Where an array's first number is; 0 for None."""
-    return 0 if x is None else int(_word_at(id(x) + object.__basicsize__).value)
 
 
 _current = threading.local()
