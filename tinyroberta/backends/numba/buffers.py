@@ -15,7 +15,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LEAST, MOST = 1 << 20, 1 << 27  # bytes: the C library keeps smaller ones itself; all that are held
+LEAST, MOST = 1 << 16, 1 << 27  # bytes: the C library keeps smaller ones itself; all that are held
 _held: list[Array] = []
 _taking = threading.Lock()
 
