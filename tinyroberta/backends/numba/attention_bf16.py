@@ -179,7 +179,7 @@ def places(start, d, Sk, parts):
     of_q, of_k, of_v, of_p = wide * 2048, deep * wide * 2048, deep * d * 64, deep * 2048
     zeros = start + parts * 1024
     most = zeros + 64
-    queries = most + 3 * QUERIES * 4
+    queries = most + 2 * QUERIES * 4
     y = queries + parts * of_q
     k = y + (d + 16) * QUERIES * 4
     v = k + parts * of_k
@@ -211,7 +211,8 @@ def by(multiply, kind):
         nothing = carray(floats(zeros), 16)
         for c in range(16):
             nothing[c] = np.float32(0)
-        of_queries = carray(floats(most), (3, QUERIES))
+        totals_at = most + QUERIES * 4
+        totals = carray(floats(totals_at), QUERIES)
 
         keys = g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * size
         values = g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * size
@@ -226,12 +227,12 @@ def by(multiply, kind):
             multiply(scores, k, (seen + 15) // 16, wide * 1024, of_k, queries, wide, of_q)
             add_bias(g, p, b, h, first, n, past)
             most_of_columns(scores, seen, most)
-            exponentiate(p, of_queries[0], of_queries[1], of_queries[2], None)
+            exponentiate(scores, seen, most, totals_at, None)
             mask_head(g, p, b, h, first, n)
-            keep(g, p, of_queries[1], b, h, first, n, stop - start, Sk)
+            keep(g, p, totals, b, h, first, n, stop - start, Sk)
             lay_probabilities(scores, seen, panel, of_p, zeros)
             multiply(y, v, d // 16, deep * 1024, of_v, panel, (seen + 31) // 32, of_p)
-            deliver(y, most + QUERIES * 4, n, d, start + first, h * d, heads * d, parts > 1, g[OUT], turned)
+            deliver(y, totals_at, n, d, start + first, h * d, heads * d, parts > 1, g[OUT], turned)
 
     return attend
 

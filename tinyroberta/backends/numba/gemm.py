@@ -23,7 +23,7 @@ from .. import bitwise
 from . import amx
 from .buffers import address, aligned, reused
 from .compiled import Kernel, carray, njit
-from .elementwise import CODES, NONE, activate
+from .elementwise import CODES, GELU, NONE, ROUGH_GELU, activate
 from .llvm import (
     FEATURES,
     add_lanes,
@@ -69,7 +69,7 @@ FLOATS, HALVES, BLOCKS = range(3)  # what a product gives: rows (T, O) of float3
 @Kernel
 def _activate_block(arguments, count, kind):
     """Not a loop's kernel: count float32 at an address, so that the activations are compiled once, not into every product."""
-    activate(carray(floats(arguments), count), kind)
+    activate(arguments, count, kind)
 
 
 @njit(error_model="numpy")
@@ -493,6 +493,7 @@ def _run(
         return result
     out = result.blocks if gives == BLOCKS else result
     residual_stride, kind = 0, CODES[activation or "linear"]
+    kind = ROUGH_GELU if kind == GELU and gives != FLOATS else kind
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
         residual_stride = residual.strides[0] // 4

@@ -245,6 +245,128 @@ def _spread(builder, x, kind=LANES):
     return builder.shuffle_vector(builder.insert_element(nothing, x, I32(0)), nothing, ir.Constant(INTEGERS, [0] * 16))
 
 
+class Lanes:
+    """16 float32 in a register, for a function written for arrays: run on Lanes, each of its operations emits an instruction.
+
+    So that a definition in backends/bitwise.py becomes 16 numbers at a time in one way only: what LLVM makes of a loop over
+    numbers is 8 at a time, and depends on the loop.
+    """
+
+    __array_ufunc__ = None  # a NumPy number leaves `number * lanes` to this class
+
+    def __init__(self, builder, value):
+        self.builder, self.value = builder, value
+
+    def _emit(self, instruction, *values):
+        return Lanes(self.builder, getattr(self.builder, instruction)(*values))
+
+    def _value(self, x):
+        return x.value if isinstance(x, Lanes) else ir.Constant(LANES, [float(x)] * 16)
+
+    def __add__(self, x):
+        return self._emit("fadd", self.value, self._value(x))
+
+    def __sub__(self, x):
+        return self._emit("fsub", self.value, self._value(x))
+
+    def __mul__(self, x):
+        return self._emit("fmul", self.value, self._value(x))
+
+    def __truediv__(self, x):
+        return self._emit("fdiv", self.value, self._value(x))
+
+    def __radd__(self, x):
+        return self._emit("fadd", self._value(x), self.value)
+
+    def __rsub__(self, x):
+        return self._emit("fsub", self._value(x), self.value)
+
+    def __rmul__(self, x):
+        return self._emit("fmul", self._value(x), self.value)
+
+    def __rtruediv__(self, x):
+        return self._emit("fdiv", self._value(x), self.value)
+
+    def __neg__(self):
+        return self._emit("fneg", self.value)
+
+    def __lt__(self, x):
+        return self.builder.fcmp_ordered("<", self.value, self._value(x))
+
+    def __gt__(self, x):
+        return self.builder.fcmp_ordered(">", self.value, self._value(x))
+
+    def where(self, condition, a, b):
+        return self._emit("select", condition, self._value(a), self._value(b))
+
+    def fused(self, b, c):
+        """self b + c, rounded once where the machine can."""
+        if not FUSED:
+            return self * b + c
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(LANES, [LANES] * 3), "llvm.fma.v16f32")
+        return self._emit("call", function, [self.value, self._value(b), self._value(c)])
+
+    def root(self):
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(LANES, [LANES]), "llvm.sqrt.v16f32")
+        return self._emit("call", function, [self.value])
+
+    def power(self):
+        """2^n, as bitwise.power."""
+        bits = self.builder.bitcast(self.value, INTEGERS)
+        bits = self.builder.sub(bits, ir.Constant(INTEGERS, [0x4B400000 - 127] * 16))
+        return self._emit("bitcast", self.builder.shl(bits, ir.Constant(INTEGERS, [23] * 16)), LANES)
+
+
+def lanes_of(functions):
+    """An intrinsic: functions[kind](Lanes) of `count` float32 at an address, a multiple of 16, in place."""
+
+    @intrinsic
+    def every(typingctx, x, count, kind):
+        def codegen(context, builder, signature, args):
+            x, count, kind = args
+            done = builder.append_basic_block()
+            choice = builder.switch(kind, done)
+            for number, function in enumerate(functions):
+                choice.add_case(I64(number), builder.append_basic_block())
+                builder.position_at_end(builder.block.function.blocks[-1])
+                with cgutils.for_range(builder, builder.udiv(count, I64(16)), intp=I64) as loop:
+                    place = builder.add(x, builder.mul(loop.index, I64(64)))
+                    _store(builder, function(Lanes(builder, _lanes(builder, place))).value, place)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return every
+
+
+def exponentials(exp):
+    """An intrinsic: x (rows, 32) -> exp(x - most) in place, which `sums` (32,) grow by; float32, all by address."""
+
+    @intrinsic
+    def exponentiate(typingctx, x, rows, most, sums):
+        def codegen(context, builder, signature, args):
+            x, rows, most, sums = args
+            largest = [Lanes(builder, _lanes(builder, builder.add(most, I64(64 * half)))) for half in range(2)]
+            parts = [cgutils.alloca_once_value(builder, ir.Constant(LANES, [0.0] * 16)) for _ in range(2)]
+            with cgutils.for_range(builder, rows, intp=I64) as loop:
+                row = builder.add(x, builder.mul(loop.index, I64(128)))
+                for half, part in enumerate(parts):
+                    place = builder.add(row, I64(64 * half))
+                    e = exp(Lanes(builder, _lanes(builder, place)) - largest[half])
+                    _store(builder, e.value, place)
+                    builder.store((e + Lanes(builder, builder.load(part))).value, part)
+            for half, part in enumerate(parts):
+                place = builder.add(sums, I64(64 * half))
+                _store(builder, builder.fadd(_lanes(builder, place), builder.load(part)), place)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
+
+    return exponentiate
+
+
 def combine_lanes(diagonals):
     """An intrinsic: 16 floats out = (c0 + (c1 2^-8 + ...)) (scale column_scales) + bias from 16 int32 of each diagonal.
 
@@ -272,19 +394,6 @@ def combine_lanes(diagonals):
         return types.void(types.int64, types.int64, types.float32, *words_), codegen
 
     return combine
-
-
-@intrinsic
-def fused(typingctx, a, b, c):
-    """a b + c, float32, rounded once where the machine can."""
-
-    def codegen(context, builder, signature, args):
-        if not FUSED:
-            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
-        return builder.call(function, args)
-
-    return types.float32(types.float32, types.float32, types.float32), codegen
 
 
 HALVES = ir.VectorType(I16, 16)
