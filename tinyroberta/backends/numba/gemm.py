@@ -86,13 +86,15 @@ def deliver_halves(y, rows, width, given, first, panel):
     panels = (given[O] + 31) // 32
     for r in range(rows):
         row, t = y + r * 128, first + r
-        round_lanes(row, row), round_lanes(row + 64, row + 32)
         if given[GIVES] == BLOCKS:
-            copy_lanes(row, given[OUT] + ((t // 16 * panels + panel) * 16 + t % 16) * 64)
-        elif width == 32:
-            copy_lanes(row, given[OUT] + (t * given[O] + panel * 32) * 2)
+            out = given[OUT] + ((t // 16 * panels + panel) * 16 + t % 16) * 64
         else:
-            rounded, to = carray(halves(row), width), carray(halves(given[OUT] + (t * given[O] + panel * 32) * 2), width)
+            out = given[OUT] + (t * given[O] + panel * 32) * 2
+        if given[GIVES] == BLOCKS or width == 32:
+            round_lanes(row, out), round_lanes(row + 64, out + 32)
+        else:
+            round_lanes(row, row), round_lanes(row + 64, row + 32)
+            rounded, to = carray(halves(row), width), carray(halves(out), width)
             for c in range(width):
                 to[c] = rounded[c]
 
