@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -560,6 +561,43 @@ def test_outlying_norm_gains_cost_no_accuracy() -> None:
     single = relative_error(cls(config, tensors, backend="numpy")(ids, mask, **given).logits, exact)
     ours = relative_error(cls(config, tensors, backend="numba")(ids, mask, **given).logits, exact)
     assert ours < 2 * single + 1e-7
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
+    precision: str, reproducible: bool, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, ids, mask = np.random.default_rng(), *texts()
+    given = [random.permuted(ids * mask, axis=1) for _ in range(5)]
+    for width, inner in ((96, 64), (120, 100)):  # NumPy fills what is beside a number of columns that is no multiple of 32
+        config = dataclasses.replace(CONFIG, hidden_size=width, intermediate_size=inner)
+        settings: Any = {"backend": "numba", "matmul_precision": precision, "reproducible": reproducible}
+        model = new_model(tinyroberta.RobertaPreLayerNormModel, config, **settings)
+        found = [model(x, mask).last_hidden_state for x in given]
+        held = list(model.weights.recordings.values())
+        assert len(held) == 1
+        if path in ("amx", "vnni") and width == 96:
+            assert isinstance(held[0], ops.Playable)
+        if path == "blas":
+            assert held == [ops.NEVER]
+        again = pickle.loads(pickle.dumps(model))
+        assert not again.weights.recordings
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "RECORDED_TOKENS", 0)
+            for x, played in zip(given, found, strict=True):
+                np.testing.assert_array_equal(model(x, mask).last_hidden_state, played)
+        other = model(given[0][:1], mask[:1]).last_hidden_state  # another size between
+        np.testing.assert_array_equal(other[0], found[0][0])
+        np.testing.assert_array_equal(model(given[1], mask).last_hidden_state, found[1])
+
+
+def test_no_more_than_so_many_sizes_are_recorded() -> None:
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    for tokens in range(1, ops.RECORDINGS + 4):
+        for _ in range(3):
+            model(np.full((1, tokens), 5))
+    assert len(model.weights.recordings) == ops.RECORDINGS
 
 
 def test_python_threads_may_share_a_model() -> None:

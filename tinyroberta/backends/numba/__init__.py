@@ -20,7 +20,8 @@ from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
 from ..numpy import relative
 from . import attention as _attention
-from . import attention_bf16, elementwise, gemm, norm, slices, threads
+from . import attention_bf16, buffers, elementwise, gemm, norm, slices, threads
+from .buffers import by_numpy
 from .compiled import keep_promises, warmup
 from .paths import chosen_path, describe, unit_of
 from .threads import limited
@@ -100,6 +101,7 @@ SLICED = {unit: partial(gemm.cut_product, unit) for unit in gemm.CUT_PRODUCTS} |
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
     """A K whose digit products could overflow int32 is summed in pieces."""
+    by_numpy()
     y, start = None, 0
     for weight in weights:
         stop = start + weight.shape[1]
@@ -137,7 +139,7 @@ def _name(activation: Activation | None) -> str | None:
     return activation
 
 
-def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     """The weights packed for this machine, each layer's query, key and value joined as `qkv`; raises Error on float64."""
     exact = settings.reproducible
     if exact:
@@ -169,10 +171,10 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             return held
 
         if unit in SLICED and precision == "medium" and not exact:
-            return between_products(bitwise.arrange(tree, cuts, pack, gain, folds=False))
+            return Prepared(between_products(bitwise.arrange(tree, cuts, pack, gain, folds=False)))
         if unit in SLICED:
-            return bitwise.arrange(tree, cuts, pack, gain)
-        return bitwise.arrange(tree, cuts, pack, folds=False)
+            return Prepared(bitwise.arrange(tree, cuts, pack, gain))
+        return Prepared(bitwise.arrange(tree, cuts, pack, folds=False))
 
 
 def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
@@ -205,9 +207,76 @@ def to_numpy(x: Any) -> Array:
     return norm.whole(x) if isinstance(x, norm.Cut) else x
 
 
-def recorded(compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]:
-    """compute itself: there is nothing to record on a CPU."""
-    return compute
+class Playable(NamedTuple):
+    """A recording, its calls in one array, the inputs that they read, and the output."""
+
+    calls: Array
+    inputs: list[Array | None]
+    out: Array
+    recording: buffers.Recording
+
+    def play(self, rows: list[Array | None]) -> Array:
+        for x, new in zip(self.inputs, rows, strict=True):
+            if x is not None:
+                x[:] = new
+        threads.play(self.calls)
+        return self.out.copy()
+
+
+NEW, SEEN, NEVER = "new", "seen", "never"
+
+
+class Prepared(dict[str, Any]):
+    """Weights, with what the last sizes of input ran on them: Playable, or SEEN after one run, or NEVER."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        super().__init__(tree)
+        self.recordings: dict[tuple[Any, ...], Any] = {}
+
+    def __reduce__(self) -> Any:
+        return Prepared, (dict(self),)  # addresses are this process's
+
+
+RECORDED_TOKENS, RECORDINGS = 512, 4
+
+
+def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
+    """The encoder `compute`; what a size of input has run is played the third time it comes, without Python in between.
+
+    Up to 512 tokens: of one short text's time Python would take a third. A size is the lengths of all sequences.
+    """
+
+    def run(*given: Any) -> Array:
+        *rows, sequences = given
+        if len(rows[2]) > RECORDED_TOKENS:
+            return compute(*given)
+        lengths = (np.asarray(x).tobytes() for x in sequences[:3])
+        size = (*lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path())
+        known = weights.recordings
+        held = known.pop(size, NEW)  # meanwhile another Python thread does not find it
+        if held == SEEN:
+            held = _record(compute, rows, sequences)
+            last = held.out.copy() if isinstance(held, Playable) else held
+            held = held if isinstance(held, Playable) else NEVER
+        elif isinstance(held, Playable):
+            last = held.play(rows)
+        else:
+            last, held = compute(*given), SEEN if held == NEW else held
+        known[size] = held
+        while len(known) > RECORDINGS:
+            known.pop(next(iter(list(known))), None)
+        return last
+
+    return run
+
+
+def _record(compute: Callable[..., Array], rows: list[Any], sequences: Sequences) -> "Playable | Array":
+    """What can be played again, with the output of these rows; or the output alone, where not all was kernels."""
+    recording = buffers.Recording()
+    inputs = [None if x is None else np.array(x, np.int64) for x in rows]
+    with buffers.recorded(recording):
+        out = compute(*inputs, sequences)
+    return Playable(np.array(recording.calls, np.int64), inputs, out, recording) if recording.whole else out
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..bitwise import EXP_POLYNOMIAL, LEAST, LOG2_E, LOG_2_HIGH, LOG_2_LOW, ONE, SHIFT, ZERO
 from . import amx
-from .buffers import address, reused
+from .buffers import address, contiguous, reused
 from .compiled import Kernel, carray, njit
 from .elementwise import OF_LANES
 from .gemm import DEPTH, ROWS, VECTORS, multiply, multiply_by_blocks
@@ -200,7 +200,7 @@ def _spread(x):
     """A mask (B or 1, H or 1, Sq or 1, Sk or 1): contiguous, with strides in floats, 0 where it broadcasts."""
     if x is None:
         return [None, 0, 0, 0, 0]
-    x = np.ascontiguousarray(x, np.float32)
+    x = contiguous(x, np.float32)
     return [x, *(0 if size == 1 else stride // 4 for size, stride in zip(x.shape, x.strides, strict=True))]
 
 
@@ -246,7 +246,7 @@ def _blocks(starts, heads, queries):  # the bytes of (B + 1,) int64 -> (blocks, 
 
 def call(kernel, dtype, q, k, v, causal, laid, heads, bias, head_mask, probs, queries, size, out):
     """Run a kernel over blocks of so many queries, with `size` bytes for each thread; the probabilities, if asked."""
-    q, k, v = (x if x.dtype == dtype and x.strides[-1] == x.itemsize else np.ascontiguousarray(x, dtype) for x in (q, k, v))
+    q, k, v = (x if x.dtype == dtype and x.strides[-1] == x.itemsize else contiguous(x, dtype) for x in (q, k, v))
     d, (starts, keys, lengths, _, _) = q.shape[1] // heads, laid
     table, kept, where = _blocks(starts.tobytes(), heads, queries), None, None
     if probs:

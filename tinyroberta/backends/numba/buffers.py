@@ -9,6 +9,8 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,21 +39,80 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
 def reused(shape: tuple[int, ...], dtype: Any) -> Array:
     """The same, in memory of an earlier one that nobody refers to any more, where there is such."""
     size = _bytes(shape, dtype) + 64
+    if _current.recording is not None:
+        return _as_array(_unused(_current.recording.memory, size), shape, dtype)
     if not LEAST <= size <= MOST:
         return aligned(shape, dtype)
     with _taking:
-        for i in range(len(_held)):
-            if size <= _held[i].size <= 1.25 * size and sys.getrefcount(_held[i]) == UNUSED:
-                return _as_array(_held[i], shape, dtype)
-        _held.append(np.empty(size, np.uint8))
+        buffer = _unused(_held, size)
         while sum(buffer.size for buffer in _held) > MOST:
             in_use = (i for i in range(len(_held) - 1) if sys.getrefcount(_held[i]) > UNUSED)
             del _held[next(in_use, 0)]  # a caller may keep that one for long
-        return _as_array(_held[-1], shape, dtype)
+        return _as_array(buffer, shape, dtype)
+
+
+def _unused(held: list[Array], size: int) -> Array:
+    """One of the arrays held that is large enough, not much too large and in no use, or one more."""
+    for i in range(len(held)):
+        if size <= held[i].size <= 1.25 * size and sys.getrefcount(held[i]) == UNUSED:
+            return held[i]
+    held.append(np.empty(size, np.uint8))
+    return held[-1]
 
 
 _some = [object()]
 UNUSED = sys.getrefcount(_some[0])  # of what only a list refers to
+
+
+class Recording:
+    """What runs between two moments: the kernels' calls, and what they read and write."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []  # a function, its arguments' address, its blocks
+        self.memory: list[Array] = []  # of arrays that serve one operation after another
+        self.kept: list[Any] = []  # the other arrays, and the arguments
+        self.whole = True  # nothing was computed but by kernels
+
+    def add(self, function: int, arguments: Array, blocks: int, values: tuple[Any, ...]) -> None:
+        own = {id(buffer) for buffer in self.memory}
+        self.calls.append((function, address(arguments), blocks))
+        self.kept += [arguments, *(x for x in values if isinstance(x, np.ndarray) and id(x.base) not in own)]
+
+
+class _Current(threading.local):
+    recording: Recording | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def recorded(recording: Recording) -> Iterator[None]:
+    """Record what this Python thread runs meanwhile."""
+    _current.recording = recording
+    try:
+        yield
+    finally:
+        _current.recording = None
+
+
+def recording() -> Recording | None:
+    """The one of this Python thread."""
+    return _current.recording
+
+
+def by_numpy() -> None:
+    """NumPy computes something here, which a recording would miss."""
+    if _current.recording is not None:
+        _current.recording.whole = False
+
+
+def contiguous(x: Array, dtype: Any) -> Array:
+    """The array, or a copy whose numbers are of a type and one after another."""
+    y = np.ascontiguousarray(x, dtype)
+    if y is not x:
+        by_numpy()
+    return y
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:

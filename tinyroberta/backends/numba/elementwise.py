@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import bitwise
-from .buffers import reused
+from .buffers import by_numpy, contiguous, reused
 from .compiled import Kernel, carray, njit
 from .llvm import Lanes, allocate, floats, free, lanes_of, words
 from .threads import parallel
@@ -97,7 +97,7 @@ def _activation(arguments, block, worker):
 
 
 def activation(x, kind):  # float32, any shape -> the same
-    x = np.ascontiguousarray(x, np.float32)
+    x = contiguous(x, np.float32)
     y = reused(x.shape, np.float32)
     parallel(_activation, -(-x.size // BLOCK), x, y, x.size, kind)
     return y
@@ -124,12 +124,13 @@ def _embed(arguments, block, worker):
 
 def embed(ids, positions, token_types, word, position, token_type):
     if ids.ndim == 1 and word.dtype != np.float32:
+        by_numpy()
         ids = word[ids]
     vectors = ids.ndim == 2
     T, D = len(ids), token_type.shape[1]
     out = reused((T, D), np.float32)
-    table = np.ascontiguousarray(ids, np.float32) if vectors else word
-    where = [None if x is None else np.ascontiguousarray(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
+    table = contiguous(ids, np.float32) if vectors else word
+    where = [None if x is None else contiguous(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
     places = None if positions is None else position
     parallel(_embed, -(-T // 16), table, where[0], places, where[1], token_type, where[2], 0, T, D, out)
     return out

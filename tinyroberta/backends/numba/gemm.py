@@ -21,7 +21,7 @@ from ml_dtypes import bfloat16
 
 from .. import bitwise
 from . import amx
-from .buffers import address, aligned, reused
+from .buffers import address, aligned, by_numpy, contiguous, reused
 from .compiled import Kernel, carray, njit
 from .elementwise import CODES, GELU, NONE, ROUGH_GELU, activate
 from .llvm import (
@@ -497,7 +497,7 @@ def _run(
     residual_stride, kind = 0, CODES[activation or "linear"]
     kind = ROUGH_GELU if kind == GELU and gives != FLOATS else kind
     if residual is not None:
-        residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
+        residual = residual if residual.strides[1] == 4 else contiguous(residual, np.float32)
         residual_stride = residual.strides[0] // 4
     activate_at = _activate_block.address if kind != NONE else 0
     panels = -(-O // PANEL)
@@ -531,7 +531,7 @@ def fma_product(x, weight, O, bias, activation, residual):
     """(T, K) float32 and panels (O/32, K, 32) of float32, float16, or bfloat16 as uint16 -> (T, O) float32."""
     T, K = x.shape
     if x.dtype != np.float32 or x.strides[1] != 4:
-        x = np.ascontiguousarray(x, np.float32)
+        x = contiguous(x, np.float32)
     chunk = max(1, min(T, 128))
     chunks = (chunk, -(-T // chunk))
     stride = x.strides[0] // 4
@@ -620,6 +620,7 @@ def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
 
 def _finished(y, bias, activation, residual):
     """Bias, activation and residual, in place."""
+    by_numpy()
     kind, stride = CODES[activation or "linear"], 0
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bitwise import COARSE
-from .buffers import aligned, reused
+from .buffers import aligned, by_numpy, contiguous, reused
 from .compiled import Kernel, carray
 from .llvm import allocate, bytes_, float_of, floats, free, sum_lanes, words
 from .slices import write_row
@@ -97,7 +97,7 @@ def _bits(eps):
 
 
 def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
-    x = np.ascontiguousarray(x, np.float32)
+    x = contiguous(x, np.float32)
     T, D = x.shape
     out = reused((T, D), np.float32)
     parallel(_rows, -(-T // 16), x, D, T, D, weight, bias, _bits(eps), out, 0, 0, 0, 0)
@@ -107,7 +107,7 @@ def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
 def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows contiguous -> Cut
     """Rows, or their layer norm, cut for a product."""
     if x.dtype != np.float32 or x.strides[1] != 4 or x.strides[0] % 4:
-        x = np.ascontiguousarray(x, np.float32)
+        x = contiguous(x, np.float32)
     T, D = x.shape
     steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
     blocks = reused((count, steps, slices, 16, 64), np.int8)
@@ -122,6 +122,7 @@ def room(T, K):
     if T % 16:
         blocks[-1, :, :, T % 16 :] = 0
     if K % 32:
+        by_numpy()
         blocks[:, -1] = 0
     return Cut(blocks, None, None, (T, K), 1)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from . import buffers
 from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .llvm import (
@@ -107,8 +108,8 @@ def move_away(thread):
     free(memory)
 
 
-@partial(Kernel, count=5)
-def _share(state, function, arguments, total, threads):
+@njit(error_model="numpy")
+def share(state, function, arguments, total, threads):
     """Offer the blocks to the workers, wake those that sleep, work too and return when all are done."""
     store_word(state + DONE, 0)
     store_word(state + FUNCTION, function)
@@ -126,10 +127,32 @@ def _share(state, function, arguments, total, threads):
         pause()
 
 
-@Kernel
-def _alone(function, arguments, total):
+@njit(error_model="numpy")
+def alone(function, arguments, total):
     for block in range(total):
         call_kernel(function, arguments, block, 0)
+
+
+@partial(Kernel, count=5)
+def _share(state, function, arguments, total, threads):
+    share(state, function, arguments, total, threads)
+
+
+@Kernel
+def _alone(function, arguments, total):
+    alone(function, arguments, total)
+
+
+@partial(Kernel, count=4)
+def _play(state, calls, count, threads):
+    """So many calls, each a function, its arguments and its blocks, one after another."""
+    given = carray(words(calls), 3 * count)
+    for i in range(0, 3 * count, 3):
+        many = min(threads, given[i + 2])
+        if many > 1:
+            share(state, given[i], given[i + 1], given[i + 2], many)
+        else:
+            alone(given[i], given[i + 1], given[i + 2])
 
 
 def kept() -> bool:
@@ -193,6 +216,8 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
     """
     arguments = np.array([x if isinstance(x, int) else address(x) for x in values], np.int64)
     count = min(threads or thread_limit(), blocks)
+    if (recording := buffers.recording()) is not None:
+        recording.add(kernel.address, arguments, blocks, values)
     pool = _pool()
     if count > 1 and pool.lock.acquire(blocking=False):
         try:
@@ -201,6 +226,18 @@ def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads
             pool.lock.release()
     else:
         _alone(kernel.address, arguments.ctypes.data, blocks)
+
+
+def play(calls: Array) -> None:
+    """Run calls, (n, 3) words as _play reads them, without coming back to Python in between."""
+    pool, count = _pool(), thread_limit()
+    if count > 1 and pool.lock.acquire(blocking=False):
+        try:
+            _play(pool.state.ctypes.data, calls.ctypes.data, len(calls), pool.ready(count))
+        finally:
+            pool.lock.release()
+    else:
+        _play(0, calls.ctypes.data, len(calls), 1)
 
 
 _current = threading.local()
