@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from tinyroberta.backends import Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
-from tinyroberta.backends.numba import amx, paths
+from tinyroberta.backends.numba import amx, compiled, paths
 from tinyroberta.backends.numba.llvm import FEATURES
 
 from . import cpu
@@ -81,11 +81,11 @@ def peaks() -> dict[str, tuple[Callable[[int], Any], int]]:
 
 def tiles(dot: Any) -> Callable[[int], Any]:
     """A loop of products into four tiles."""
+    compiled.keep_promises()  # amx.py's instructions are Numba's from here on
     configure, release, config = amx.configure, amx.release, amx.CONFIG.ctypes.data
     dot_0, dot_1, dot_2, dot_3 = (dot(t, 6, 7) for t in range(4))
     zero_0, zero_1, zero_2, zero_3, zero_6, zero_7 = (amx.zero(t) for t in (0, 1, 2, 3, 6, 7))
 
-    @njit(nogil=True)
     def loop(n: int) -> int:
         configure(config)
         zero_0(), zero_1(), zero_2(), zero_3(), zero_6(), zero_7()
@@ -94,7 +94,8 @@ def tiles(dot: Any) -> Callable[[int], Any]:
         release()
         return n
 
-    return loop
+    made: Callable[[int], Any] = compiled.njit(loop, nogil=True).made()
+    return made
 
 
 @njit(nogil=True, fastmath=True)

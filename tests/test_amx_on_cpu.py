@@ -355,6 +355,21 @@ def test_the_numba_backend_on_tiles() -> None:
     assert "AMX" not in said  # as a reason to skip
 
 
+PEAKS = """
+from benchmarks import ops
+found = ops.peaks()
+for name in ("tiles, 8-bit", "tiles, bf16"):
+    loop, operations = found[name]
+    assert loop(3) == 3 and operations > 0
+"""
+
+
+@instructions
+def test_the_benchmark_of_ops_runs_its_loop_of_tiles() -> None:
+    done = python({} if native else emulator.environment(), "-c", PEAKS)
+    assert done.returncode == 0, done.stderr
+
+
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": emulator.flags(
