@@ -389,7 +389,8 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     compiled.keep_promises()
 
     exp_fused = sys.modules["tinyroberta.backends.numba.attention"].exp_fused
-    functions = [elementwise.OF_LANES[name] for name in ("exp", "erf", "tanh")] + [exp_fused, elementwise.rough_gelu]
+    rough_exp = sys.modules["tinyroberta.backends.numba.attention_bf16"].rough_exp
+    functions = [elementwise.OF_LANES[name] for name in ("exp", "erf", "tanh")] + [exp_fused, elementwise.rough_gelu, rough_exp]
     apply = llvm.lanes_of(functions).made()
 
     @njit
@@ -402,15 +403,16 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
             each(row.ctypes.data, len(x), kind)
         return y
 
-    exp, erf, tanh, fused, gelu = values(x).astype(float)
+    exp, erf, tanh, fused, gelu, rough = values(x).astype(float)
     exact = x.astype(float)
     assert np.max(np.abs(exp / np.exp(exact) - 1)) < 1.5e-7
     assert np.max(np.abs(fused / np.exp(exact) - 1)[exact <= 0]) < 1.5e-7
+    assert np.max(np.abs(rough / np.exp(exact) - 1)[exact <= 0]) < 1.5e-6
     assert np.max(np.abs(erf - np.array([math.erf(value) for value in exact.tolist()]))) < 2.5e-7
     filled = exact != 0
     assert np.max(np.abs(tanh[filled] / np.tanh(exact[filled]) - 1)) < 5e-7
     assert np.max(np.abs(gelu - exact * 0.5 * (1 + np.array([math.erf(value / 2**0.5) for value in exact.tolist()])))) < 6e-5
-    assert (values(np.repeat(np.array([-np.inf, -104], np.float32), 8))[[0, 3]] == 0).all()
+    assert (values(np.repeat(np.array([-np.inf, -104], np.float32), 8))[[0, 3, 5]] == 0).all()
 
 
 def test_embed() -> None:

@@ -49,23 +49,23 @@ def exp_fused(x):
     return x.where(x < LEAST, ZERO, e * shifted.power())
 
 
-exponentials_fused, exponentials_in_order = exponentials(exp_fused), exponentials(OF_LANES["exp"])
+def exponentiate_by(exponentials):
+    @njit(error_model="numpy")
+    def exponentiate(p, rows, most, totals):
+        """(rows, 32) scores at an address, in place -> exp(score - most) of each query; 1 / their sums."""
+        sums = carray(floats(totals), QUERIES)
+        for i in range(QUERIES):
+            sums[i] = np.float32(0)
+        for start in range(0, rows, DEPTH):
+            exponentials(p + start * 128, min(DEPTH, rows - start), most, totals)
+        for i in range(QUERIES):
+            sums[i] = np.float32(1) / sums[i]
+
+    return exponentiate
 
 
-@njit(error_model="numpy")
-def exponentiate(p, rows, most, totals, in_order):
-    """(rows, 32) scores at an address, in place -> exp(score - most) of each query; 1 / their sums."""
-    sums = carray(floats(totals), QUERIES)
-    for i in range(QUERIES):
-        sums[i] = np.float32(0)
-    for start in range(0, rows, DEPTH):
-        some = min(DEPTH, rows - start)
-        if in_order is None:
-            exponentials_fused(p + start * 128, some, most, totals)
-        else:
-            exponentials_in_order(p + start * 128, some, most, totals)
-    for i in range(QUERIES):
-        sums[i] = np.float32(1) / sums[i]
+exponentiate_fused = exponentiate_by(exponentials(exp_fused))
+exponentiate_in_order = exponentiate_by(exponentials(OF_LANES["exp"]))
 
 
 @njit(error_model="numpy")
@@ -149,7 +149,10 @@ def attend(arguments, block, worker, in_order):
     memory = allocate(2 * QUERIES * 4)
     add_bias(g, p, b, h, first, n, Sk - Sq)
     most_of_columns(p_at, seen, memory)
-    exponentiate(p_at, seen, memory, memory + QUERIES * 4, in_order)
+    if in_order is None:
+        exponentiate_fused(p_at, seen, memory, memory + QUERIES * 4)
+    else:
+        exponentiate_in_order(p_at, seen, memory, memory + QUERIES * 4)
     totals = carray(floats(memory + QUERIES * 4), QUERIES)
     if in_order is not None:
         for j in range(seen):

@@ -318,6 +318,12 @@ class Lanes:
         return self._emit("bitcast", self.builder.shl(bits, ir.Constant(INTEGERS, [23] * 16)), LANES)
 
 
+    def scaled(self, shifted):
+        """self 2^n, n as bitwise.power reads it, by adding to the exponent: both must be far from where it ends."""
+        exponent = self.builder.shl(self.builder.bitcast(shifted.value, INTEGERS), ir.Constant(INTEGERS, [23] * 16))
+        return self._emit("bitcast", self.builder.add(self.builder.bitcast(self.value, INTEGERS), exponent), LANES)
+
+
 def lanes_of(functions):
     """An intrinsic: functions[kind](Lanes) of `count` float32 at an address, a multiple of 16, in place."""
 
@@ -519,16 +525,27 @@ def pair_halves(typingctx, low, high, out, apart):
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def scale_halves(typingctx, x, factor, out, apart):
-    """16 bf16 at an address, times a factor, as 16 bf16 at another; as split_lanes is called."""
+def scale_32(kind, parts):
+    """An intrinsic: twice 16 numbers of a kind, times a factor, as parts of 32 bf16, `apart` bytes from one to the next.
 
-    def codegen(context, builder, signature, args):
-        scaled = builder.fmul(_widened(builder, args[0], "bfloat16"), _spread(builder, args[1]))
-        _store(builder, builder.trunc(_rounded(builder, scaled), HALVES), args[2])
-        return context.get_dummy_value()
+    In one store each: what then loads all 64 bytes would wait for two.
+    """
 
-    return types.void(types.int64, types.float32, types.int64, types.int64), codegen
+    @intrinsic
+    def scale(typingctx, low, high, factor, out, apart):
+        def codegen(context, builder, signature, args):
+            low, high, factor, out, apart = args
+            scaled = (builder.fmul(_widened(builder, at, kind), _spread(builder, factor)) for at in (low, high))
+            for pair in zip(*(_parts(builder, x, parts) for x in scaled), strict=True):
+                halves = (builder.trunc(part, HALVES) for part in pair)
+                joined = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+                _store(builder, builder.shuffle_vector(*halves, joined), out)
+                out = builder.add(out, apart)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.float32, types.int64, types.int64), codegen
+
+    return scale
 
 
 @intrinsic
