@@ -594,12 +594,13 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
         np.testing.assert_array_equal(model(given[1], mask).last_hidden_state, found[1])
 
 
-def test_no_more_than_so_many_sizes_are_recorded() -> None:
+def test_sizes_of_no_more_than_so_many_tokens_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "RECORDED_TOKENS", 12)
     model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
-    for tokens in range(1, ops.RECORDINGS + 4):
+    for tokens in (3, 4, 5, 6, 13):
         for _ in range(3):
             model(np.full((1, tokens), 5))
-    assert len(model.weights.recordings) == ops.RECORDINGS
+    assert [size[0] for size in model.weights.recordings] == [5, 6]
 
 
 def test_python_threads_may_share_a_model() -> None:

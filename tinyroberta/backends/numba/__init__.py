@@ -237,13 +237,13 @@ class Prepared(dict[str, Any]):
         return Prepared, (dict(self),)  # addresses are this process's
 
 
-RECORDED_TOKENS, RECORDINGS = 512, 4
+RECORDED_TOKENS = 1024  # of all sizes that are held
 
 
 def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
     """The encoder `compute`; what a size of input has run is played the third time it comes, without Python in between.
 
-    Up to 512 tokens: of one short text's time Python would take a third. A size is the lengths of all sequences.
+    Of one short text's time Python would take a third, of 1024 tokens' a thirtieth. A size is the lengths of all sequences.
     """
 
     def run(*given: Any) -> Array:
@@ -251,7 +251,7 @@ def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -
         if len(rows[2]) > RECORDED_TOKENS:
             return compute(*given)
         lengths = (np.asarray(x).tobytes() for x in sequences[:3])
-        size = (*lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path())
+        size = (len(rows[2]), *lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path())
         known = weights.recordings
         held = known.pop(size, NEW)  # meanwhile another Python thread does not find it
         if held == SEEN:
@@ -263,8 +263,10 @@ def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -
         else:
             last, held = compute(*given), SEEN if held == NEW else held
         known[size] = held
-        while len(known) > RECORDINGS:
-            known.pop(next(iter(list(known))), None)
+        for oldest in list(known):
+            if sum(tokens for tokens, *_ in list(known)) <= RECORDED_TOKENS:
+                break
+            known.pop(oldest, None)
         return last
 
     return run

@@ -317,7 +317,6 @@ class Lanes:
         bits = self.builder.sub(bits, ir.Constant(INTEGERS, [0x4B400000 - 127] * 16))
         return self._emit("bitcast", self.builder.shl(bits, ir.Constant(INTEGERS, [23] * 16)), LANES)
 
-
     def scaled(self, shifted):
         """self 2^n, n as bitwise.power reads it, by adding to the exponent: both must be far from where it ends."""
         exponent = self.builder.shl(self.builder.bitcast(shifted.value, INTEGERS), ir.Constant(INTEGERS, [23] * 16))
@@ -406,7 +405,7 @@ def combine_lanes(diagonals):
 HALVES = ir.VectorType(I16, 16)
 
 
-class Bfloat(ir.Type):
+class Bfloat(ir.Type):  # type: ignore[misc]
     """LLVM's name for bf16, which llvmlite lacks."""
 
     def _to_string(self):
