@@ -307,7 +307,7 @@ def _bf16_products(arguments, block, worker):
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     size = steps * 2048
     following = panel + given[THREADS]
-    lines = 63 // (last - first) + 1 if following < panels else 0
+    lines = 31 // ((last - first + 1) // 2) + 1 if following < panels else 0
     ahead = given[B] + following * size
     memory = allocate(4096 + 128 + 64)
     s = (memory + 63) // 64 * 64
