@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulato
 
 HERE = Path(__file__).parent
 LIBRARIES: dict[int, Any] = {}  # how each backend under test finds cuBLASLt
+NVRTC = stand_in.NVRTC()
 BF16 = ml_dtypes.bfloat16
 UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
 LENGTHS = (1, 63, 64, 65, 200)
@@ -43,15 +45,18 @@ SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
 
 
 @pytest.fixture(scope="module")
-def cupy() -> Iterator[Any]:
+def cupy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    os.environ["CUPY_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
     with stand_in.installed() as module:
         yield module
-    os.environ.pop("TINYROBERTA_GPU", None)
+    for name in ("TINYROBERTA_GPU", "CUPY_CACHE_DIR"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
 def ops(cupy: Any) -> Any:  # noqa: ARG001
     backend: Any = load_backend("cupy")
+    backend.compiler.library = lambda: NVRTC
     use(backend, "own")
     return backend
 
@@ -182,6 +187,15 @@ def cut_misses(ops: Any, rows: int, width: int) -> int:
     found = ours.digits.get().transpose(2, 0, 1, 3).reshape(3, rows, -1)
     padded = np.pad(expected, ((0, 0), (0, 0), (0, -width % 64)))
     return int((found != padded).sum() + (ours.scales.get() != scales).sum())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulator flushes subnormal numbers on x86-64 alone")
+def test_planted_the_flag_that_cupy_adds(ops: Any, monkeypatch: pytest.MonkeyPatch, unplanted: None) -> None:  # noqa: ARG001
+    assert cut_misses(ops, 9, 64) == 0
+    monkeypatch.setattr(ops.compiler, "FLAGS", (*ops.compiler.FLAGS, "-ftz=true"))
+    ops._module.cache_clear()
+    ops._kernel.cache_clear()
+    assert cut_misses(ops, 9, 64) > 0
 
 
 def test_digits_and_scales_are_the_cpu_backends(ops: Any) -> None:
@@ -371,7 +385,7 @@ def test_activation(ops: Any, name: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
 def test_the_real_cupy_has_every_name_that_is_borrowed() -> None:
     package = Path(tinyroberta.__file__).parent / "backends" / "cupy"
-    ours = "".join((package / file).read_text() for file in ("__init__.py", "cublaslt.py"))
+    ours = "".join((package / file).read_text() for file in ("__init__.py", "cublaslt.py", "compiler.py"))
     used = set(re.findall(r"\bcp\.([\w.]+)", ours))
     methods = (
         "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.record", "cuda.Stream.wait_event",
@@ -700,7 +714,7 @@ REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "embed": 
              "linear_sliced": 240}  # fmt: skip
 
 
-@pytest.mark.skipif(nvrtc.library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.skipif(not nvrtc.installed(), reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_every_kernel_compiles_for(ops: Any, architecture: str) -> None:
     for file, names in ops.KERNELS.items():
@@ -709,17 +723,17 @@ def test_every_kernel_compiles_for(ops: Any, architecture: str) -> None:
             assert taken.registers <= REGISTERS[name.split("<")[0]], (name, taken)
 
 
-@pytest.mark.skipif(nvrtc.library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.skipif(not nvrtc.installed(), reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
     code = ops.source("layer_norm.cu")
-    with pytest.raises(RuntimeError, match="INFINITY"):
+    with pytest.raises(Error, match="INFINITY"):
         nvrtc.compiled(code.replace("sum = 0.f,", "sum = INFINITY,"), "sm_90", ["layer_norm<float, 1>"])
     for file, name, right in (
         ("linear_mma.cu", "linear_mma<bf16, false>", 16),
         ("linear_sliced.cu", "linear_sliced<3, false>", 32),
     ):
         code = ops.source(file).replace(f"m16n8k{right}.row.col", "m16n8k15.row.col")
-        with pytest.raises(RuntimeError, match=r"ptxas|PTX|Instruction"):
+        with pytest.raises(Error, match=r"ptxas|PTX|Instruction"):
             nvrtc.compiled(code, "sm_90", [name])
     crowded = ops.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
     assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<128, true>"])["attention_mma<128, true>"].spills > 0

@@ -15,6 +15,9 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -308,7 +311,17 @@ inline void call(void (*k)(A...), void** args, std::index_sequence<I...>) {
   k(*static_cast<std::remove_cv_t<A>*>(args[I])...);
 }
 template <class... A>
-int launch(void (*k)(A...), const unsigned* grid, const unsigned* block, size_t smem, void** args, int order, unsigned seed) {
+int launch(void (*k)(A...), const unsigned* grid, const unsigned* block, size_t smem, void** args, int order, unsigned seed,
+           int flush) {
+  struct Subnormals {  // -ftz=true: zeros instead
+#ifdef __SSE__
+    unsigned before = _mm_getcsr();
+    Subnormals(bool flushed) { _mm_setcsr(flushed ? before | 0x8040 : before); }
+    ~Subnormals() { _mm_setcsr(before); }
+#else
+    Subnormals(bool) {}
+#endif
+  } subnormals(flush);
   struct C {
     void (*k)(A...);
     void** a;
@@ -385,8 +398,8 @@ const char* sig(void (*)(A...)) {
 }  // namespace emulator
 
 #define EMULATOR_EXPORT(ID, ...)                                                                                     \
-  extern "C" int emulator_launch_##ID(const unsigned* g, const unsigned* b, size_t s, void** a, int o, unsigned r) { \
-    return emulator::launch(__VA_ARGS__, g, b, s, a, o, r);                                                          \
+  extern "C" int emulator_launch_##ID(const unsigned* g, const unsigned* b, size_t s, void** a, int o, unsigned r, int f) { \
+    return emulator::launch(__VA_ARGS__, g, b, s, a, o, r, f);                                                          \
   }                                                                                                                  \
   extern "C" const char* emulator_sig_##ID() { return emulator::sig(__VA_ARGS__); }
 extern "C" inline __attribute__((used, visibility("default"))) const char* emulator_error() { return emulator::S.err; }

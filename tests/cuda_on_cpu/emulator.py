@@ -28,8 +28,8 @@ class EmulatorError(RuntimeError):
 class Kernel:
     """A compiled kernel; `signature` has a word for each parameter: "Pcf4" a const float*, "i4" an int."""
 
-    def __init__(self, library: ctypes.CDLL, symbol: str, name: str) -> None:
-        self.name, self.library = name, library
+    def __init__(self, library: ctypes.CDLL, symbol: str, name: str, flush: bool) -> None:
+        self.name, self.library, self.flush = name, library, flush
         self.launch = library[f"emulator_launch_{symbol}"]
         describe = library[f"emulator_sig_{symbol}"]
         describe.restype = ctypes.c_char_p
@@ -47,18 +47,21 @@ class Kernel:
         """Run it on ctypes values of the signature's types; raises EmulatorError on what a GPU would do wrong in silence."""
         sizes = [(ctypes.c_uint * 3)(*(*given, 1, 1)[:3]) for given in (grid, block)]
         pointers = (ctypes.c_void_p * max(1, len(args)))(*[ctypes.addressof(arg) for arg in args])
-        if self.launch(*sizes, ctypes.c_size_t(shared), pointers, ORDERS[order], ctypes.c_uint(seed)):
+        if self.launch(*sizes, ctypes.c_size_t(shared), pointers, ORDERS[order], ctypes.c_uint(seed), int(self.flush)):
             raise EmulatorError(f"{self.name}: {self.library.emulator_error().decode()}")
 
 
-def build(code: str, names: Sequence[str], sanitizer: str = "") -> dict[str, Kernel]:
-    """The kernels of a source, its includes in place, by name expression; compiled once for a source, flags and header."""
+def build(code: str, names: Sequence[str], sanitizer: str = "", flush: bool = False) -> dict[str, Kernel]:
+    """The kernels of a source, its includes in place, by name expression; compiled once for a source, flags and header.
+
+    `flush`: they take subnormal numbers for zeros, as under NVRTC's -ftz=true.
+    """
     body = DYNAMIC.sub(r"\1* \2 = reinterpret_cast<\1*>(emulator::S.dyn);", code.replace("#pragma once", ""))
     body += "\n" + "\n".join(f"EMULATOR_EXPORT(k{i}, {name})" for i, name in enumerate(names)) + "\n"
     flags = ["-std=c++17", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-march=native"]
     library = compiled(body, [*flags, *SANITIZERS[sanitizer], "-include", str(HEADER)], HEADER.read_bytes())
     library.emulator_error.restype = ctypes.c_char_p
-    return {name: Kernel(library, f"k{i}", name) for i, name in enumerate(names)}
+    return {name: Kernel(library, f"k{i}", name, flush) for i, name in enumerate(names)}
 
 
 def compiled(code: str, flags: list[str], depends: bytes = b"") -> ctypes.CDLL:

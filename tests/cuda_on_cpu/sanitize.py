@@ -68,7 +68,8 @@ def main(sanitizer: str, planted: bool) -> None:
     stand_in.sanitizer, stand_in.GUARD = sanitizer, 0
     with stand_in.installed():
         ops: Any = load_backend("cupy")
-        ops.cublaslt.library = lambda: None
+        nvrtc = stand_in.NVRTC()
+        ops.cublaslt.library, ops.compiler.library = lambda: None, lambda: nvrtc
         if planted:
             file, right, wrong = PLANTED[sanitizer]
             assert right in ops.SOURCES[file]

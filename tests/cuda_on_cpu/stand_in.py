@@ -4,11 +4,14 @@ run in the emulator. Stricter than CuPy wherever a GPU would go wrong in silence
 
 import contextlib
 import ctypes
+import hashlib
+import json
 import sys
 import time
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -331,11 +334,64 @@ def passed(where: str, arg: Any, word: str) -> Any:
 
 
 class RawModule:
-    def __init__(self, *, code: str, options: Sequence[str] = (), name_expressions: Sequence[str] = ()) -> None:  # noqa: ARG002
-        self.kernels = emulator.build(code, name_expressions, sanitizer)
+    """From a source, with the flag that CuPy adds of its own; or from the file of one that was compiled before, by NVRTC below."""
+
+    def __init__(self, *, code: str = "", path: str = "", name_expressions: Sequence[str] = ()) -> None:
+        names, options = name_expressions, ["-ftz=true"]
+        if path:
+            code, names, options = json.loads(Path(path).read_bytes())
+        self.kernels = emulator.build(code, names, sanitizer, flush=options[-1:] == ["-ftz=true"])
 
     def get_function(self, name: str) -> Function:
-        return Function(self.kernels[name])
+        return Function(self.kernels[name.removeprefix("lowered ")])
+
+
+class NVRTC:
+    """NVRTC's calls, as the backend makes them; the machine code is the source, its names, and the last word on subnormals."""
+
+    def __init__(self) -> None:
+        self.programs: dict[int | None, Any] = {}
+
+    def nvrtcVersion(self, major: Any, minor: Any) -> None:
+        major._obj.value, minor._obj.value = 0, int(hashlib.sha256(emulator.HEADER.read_bytes()).hexdigest()[:7], 16)
+
+    def nvrtcGetNumSupportedArchs(self, count: Any) -> None:
+        count._obj.value = 3
+
+    def nvrtcGetSupportedArchs(self, known: Any) -> None:
+        known[:] = 80, 86, 90
+
+    def nvrtcCreateProgram(self, program: Any, code: bytes, *_: Any) -> None:
+        program._obj.value = len(self.programs) + 1
+        self.programs[program._obj.value] = [code.decode(), [], []]
+
+    def nvrtcAddNameExpression(self, program: Any, name: bytes) -> None:
+        self.programs[program.value][1].append(name.decode())
+
+    def nvrtcCompileProgram(self, program: Any, count: int, options: Any) -> int:
+        given = [option.decode() for option in options]
+        assert len(given) == count
+        assert any(option.startswith("-arch=sm_") for option in given)
+        self.programs[program.value][2] = [option for option in given if option.startswith("-ftz=")]
+        return 0
+
+    def nvrtcGetProgramLogSize(self, _: Any, size: Any) -> None:
+        size._obj.value = 1
+
+    def nvrtcGetProgramLog(self, _: Any, log: Any) -> None:
+        log.value = b""
+
+    def nvrtcGetCUBINSize(self, program: Any, size: Any) -> None:
+        size._obj.value = len(json.dumps(self.programs[program.value]))
+
+    def nvrtcGetCUBIN(self, program: Any, cubin: Any) -> None:
+        cubin.raw = json.dumps(self.programs[program.value]).encode()
+
+    def nvrtcGetLoweredName(self, _: Any, name: bytes, symbol: Any) -> None:
+        symbol._obj.value = b"lowered " + name
+
+    def nvrtcDestroyProgram(self, program: Any) -> None:
+        pass
 
 
 class CUDARuntimeError(RuntimeError):

@@ -44,7 +44,7 @@ except cp.cuda.runtime.CUDARuntimeError as error:
 if not _devices or int(cp.cuda.Device().compute_capability) < 80:
     raise Error("backend='cupy' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this machine has none")
 
-from . import cublaslt
+from . import compiler, cublaslt
 
 Array = Any
 
@@ -198,13 +198,16 @@ def source(file: str) -> str:
 
 
 @functools.cache
-def _module(file: str) -> Any:
-    return cp.RawModule(code=source(file), options=("-std=c++17",), name_expressions=tuple(KERNELS[file]))
+def _module(file: str, device: int) -> tuple[Any, dict[str, str]]:
+    architecture = compiler.target(int(cp.cuda.Device(device).compute_capability))
+    path, symbols = compiler.kept(source(file), architecture, KERNELS[file])
+    return cp.RawModule(path=str(path)), symbols
 
 
 @functools.cache
-def _kernel(name: str, shared: int, device: int) -> Any:  # noqa: ARG001
-    function = _module(next(file for file, names in KERNELS.items() if name in names)).get_function(name)
+def _kernel(name: str, shared: int, device: int) -> Any:
+    module, symbols = _module(next(file for file, names in KERNELS.items() if name in names), device)
+    function = module.get_function(symbols[name])
     if shared > 48 << 10:
         function.max_dynamic_shared_size_bytes = shared
     return function
