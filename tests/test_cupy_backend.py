@@ -38,6 +38,7 @@ LIBRARIES: dict[int, Any] = {}  # how each backend under test finds cuBLASLt
 NVRTC = stand_in.NVRTC()
 BF16 = ml_dtypes.bfloat16
 UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
+UNITS = {np.dtype(np.float32): UNIT, np.dtype(np.float16): 2.0**-11, np.dtype(BF16): UNIT_BF16}
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
 WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
@@ -66,6 +67,16 @@ def order(request: pytest.FixtureRequest) -> Iterator[str]:
     stand_in.order = request.param
     yield request.param
     stand_in.order = "forward"
+
+
+@pytest.fixture(params=["Hopper", "Ampere"])
+def generation(ops: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With Hopper's matrix instructions, and without."""
+    if request.param == "Ampere":
+        monkeypatch.setattr(ops, "hopper", lambda: False)
+    elif not ops.hopper():
+        pytest.skip("this GPU has no wgmma")
+    return str(request.param)
 
 
 def use(ops: Any, route: str) -> None:
@@ -100,7 +111,7 @@ def test_layer_norm(ops: Any, order: str, rows: int, width: int) -> None:  # noq
     x = random.standard_normal((rows, width)).astype(np.float32) + 100  # the second pass is what keeps the digits
     weight, bias = random.standard_normal((2, width)).astype(np.float32)
     exact = definition.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), eps=1e-5)
-    for dtype, unit in ((np.float32, UNIT), (BF16, UNIT_BF16)):
+    for dtype, unit in UNITS.items():
         out = ops.layer_norm(ops.asarray(x), ops.Norm(ops.asarray(weight), np.dtype(dtype)), ops.asarray(bias), 1e-5)
         assert out.dtype == dtype
         # the mean of numbers near 100 is rounded once, and its error counts against the row's deviation of 1
@@ -135,12 +146,10 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
     random = np.random.default_rng()
     x, w, residual = (random.standard_normal(shape).astype(np.float32) for shape in ((M, K), (N, K), (M, N)))
     bias = random.standard_normal(N).astype(np.float32)
-    if precision == "medium":  # so that the exact answer is of the same operands
-        x, w, bias = (a.astype(BF16).astype(np.float32) for a in (x, w, bias))
+    x, w, bias = (a.astype(ops.OPERANDS[precision]).astype(np.float32) for a in (x, w, bias))  # exact: of the same operands
     tree = ops.prepare({"intermediate": {"dense": {"weight": w, "bias": bias}}, "other": {"weight": w, "bias": bias}},
                        Settings(matmul_precision=precision))  # fmt: skip
     exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
-    operands = 2.0**-10 if precision == "high" and route == "cuBLASLt" else 0.0  # TF32 rounds both to 11 bits
     # digits are steps of a row's largest number, 2^-23; the products left out are of that size too, and their signs are random
     largest = np.abs(x).max(1, keepdims=True) * np.abs(w).max(1)
     steps = 2.0**-21 * largest * math.sqrt(K) if route == "sliced" else 0.0
@@ -159,9 +168,9 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
             y = ops.linear(
                 ops.asarray(x), **weights, activation=activation, residual=None if added is None else ops.asarray(added)
             )
-            rounded = UNIT_BF16 if y.dtype == BF16 else UNIT
+            rounded = UNITS[y.dtype]
             # no activation has a slope above 1.13; results of 16 bits are rounded before an activation and a residual, and after
-            bound = 1.2 * (((K + 4) * UNIT + operands + rounded) * size + steps) + gelu + 2 * rounded * (np.abs(wanted) + 1)
+            bound = 1.2 * (((K + 4) * UNIT + rounded) * size + steps) + gelu + 2 * rounded * (np.abs(wanted) + 1)
             assert (np.abs(host(y) - wanted) <= bound).all(), (activation, y.dtype)
 
 
@@ -251,8 +260,18 @@ def sliced_misses(ops: Any, shape: tuple[int, int, int], second: bool) -> int:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 33, 50), (129, 65, 136), (64, 130, 64), (33, 20, 257)])
 @pytest.mark.parametrize("second", [False, True])
-def test_sliced_products_equal_their_definition(ops: Any, order: str, shape: tuple[int, int, int], second: bool) -> None:  # noqa: ARG001
+def test_sliced_products_equal_their_definition(
+    ops: Any, order: str, generation: str, shape: tuple[int, int, int], second: bool
+) -> None:  # noqa: ARG001
     assert sliced_misses(ops, shape, second) == 0
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_sliced_products_in_large_blocks_equal_their_definition(
+    ops: Any, order: str, monkeypatch: pytest.MonkeyPatch, second: bool
+) -> None:  # noqa: ARG001
+    monkeypatch.setattr(ops, "BUSY", 1)  # a large block is enough to be busy
+    assert sliced_misses(ops, (131, 130, 330), second) == 0
 
 
 def test_sliced_rows_that_are_not_finite_are_theirs_alone(ops: Any, order: str) -> None:  # noqa: ARG001
@@ -311,29 +330,45 @@ def attended(ops: Any, arrays: Any, sequences: Sequences, heads: int, dtype: Any
     arrays = [a.astype(dtype).astype(np.float64) for a in arrays]
     exact, probabilities = definition.attention(*arrays, sequences, heads, probs=True, **given)
     moved = [ops.cp.asarray(a.astype(dtype)) for a in arrays]
+    if arrays[0].shape == arrays[1].shape:  # as the model has them: thirds of one array
+        joined, width = ops.cp.asarray(np.concatenate(arrays, 1).astype(dtype)), arrays[0].shape[1]
+        moved = [joined[:, i * width : (i + 1) * width] for i in range(3)]
     given = {name: ops.asarray(value) for name, value in given.items()}
     out, _ = ops.attention(*moved, sequences, heads, **given)
     whole, ours = ops.attention(*moved, sequences, heads, probs=True, **given)
-    assert relative(host(whole), exact) < (2e-6 if dtype == np.float32 else UNIT_BF16)
+    assert relative(host(whole), exact) < (2e-6 if dtype == np.float32 else UNITS[np.dtype(dtype)])
     return host(out), exact, max(relative(host(a), b) for a, b in zip(ours, probabilities, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 @pytest.mark.parametrize(("d", "queries", "keys"), [(12, (1, 63, 65), (1, 63, 65)), (64, (64,), (130,)), (5, (3, 70), (3, 69)),
                                                     (100, (7,), (33,)), (130, (3, 2), (3, 2))])  # fmt: skip
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention(ops: Any, order: str, dtype: Any, d: int, queries: Any, keys: Any, causal: bool) -> None:  # noqa: ARG001
     if causal and any(q > k for q, k in zip(queries, keys, strict=True)):
         return
+    attention_is_near(ops, dtype, d, queries, keys, causal)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
+@pytest.mark.parametrize(("queries", "keys"), [((1, 63, 129), (1, 63, 129)), ((64, 3), (64, 130)), ((200,), (320,))])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_64_numbers_a_head(
+    ops: Any, order: str, generation: str, dtype: Any, queries: Any, keys: Any, causal: bool
+) -> None:  # noqa: ARG001
+    attention_is_near(ops, dtype, 64, queries, keys, causal)
+
+
+def attention_is_near(ops: Any, dtype: Any, d: int, queries: Any, keys: Any, causal: bool) -> None:
     random = np.random.default_rng()
     q, k, v = (random.standard_normal((sum(n), 2 * d)) for n in (queries, keys, keys))
     out, exact, probabilities = attended(ops, (q, k, v), spread(queries, keys, causal), 2, dtype)
-    # float32: scores err by some d units of their size, about sqrt(d); bf16: weights and results are rounded, half a unit rms
-    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    # float32: scores err by some d units of their size, about sqrt(d); else weights and results are rounded, half a unit rms
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNITS[np.dtype(dtype)])
     assert probabilities < 4e-6
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 @pytest.mark.parametrize(
     "shapes", [((2, 1, 1, 33), (1, 3, 1, 1)), ((2, 3, 33, 33), (2, 3, 33, 33)), ((1, 1, 33, 33), (1, 1, 1, 33))]
 )
@@ -344,11 +379,11 @@ def test_attention_with_a_bias_and_a_head_mask(ops: Any, order: str, dtype: Any,
     bias[..., :4] = np.finfo(np.float32).min
     given = {"bias": bias.astype(np.float32), "head_mask": random.random(shapes[1]).astype(np.float32)}
     out, exact, probabilities = attended(ops, (q, k, v), spread((33, 33), (33, 33), False), 3, dtype, **given)
-    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNITS[np.dtype(dtype)])
     assert probabilities < 4e-6
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 def test_a_row_that_may_read_nothing_reads_everything_alike(ops: Any, dtype: Any) -> None:
     random = np.random.default_rng()
     q, k, v = random.standard_normal((3, 40, 16))
@@ -357,7 +392,7 @@ def test_a_row_that_may_read_nothing_reads_everything_alike(ops: Any, dtype: Any
     assert relative(out, np.broadcast_to(v.mean(0), out.shape)) < 4 * UNIT_BF16
 
 
-@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 def test_attention_reads_a_cache(ops: Any, order: str, dtype: Any) -> None:  # noqa: ARG001
     random = np.random.default_rng()
     B, S, past, heads, d = 2, 3, 66, 2, 8
@@ -365,7 +400,7 @@ def test_attention_reads_a_cache(ops: Any, order: str, dtype: Any) -> None:  # n
     starts = np.arange(B + 1, dtype=np.int32)
     sequences = Sequences(starts * S, starts[:-1] * 0, np.full(B, past + S, np.int32), True)
     out, exact, _ = attended(ops, (random.standard_normal((B * S, heads * d)), keys, values), sequences, heads, dtype)
-    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNIT_BF16)
+    assert relative(out, exact) < (4e-6 if dtype == np.float32 else UNITS[np.dtype(dtype)])
     q, whole = (ops.cp.asarray(random.standard_normal(shape).astype(dtype)) for shape in ((B * S, heads * d), (B, heads, 90, d)))
     view = whole[:, :, : past + S]
     part, _ = ops.attention(q, view, view, sequences, heads)
@@ -493,10 +528,10 @@ def test_a_layer_is_nine_launches_on_the_sliced_route(ops: Any) -> None:
     model, _ = pair("RobertaPreLayerNormModel")
     stand_in.launched.clear()
     model(**ragged())
-    layer = ["layer_norm_cut", "linear_sliced", "attention", "cut_rows", "linear_sliced",
-             "layer_norm_cut", "linear_sliced", "cut_rows", "linear_sliced"]  # fmt: skip
+    layer = ["layer_norm_cut", "linear_sliced_wgmma", "attention", "cut_rows", "linear_sliced_wgmma",
+             "layer_norm_cut", "linear_sliced_wgmma", "cut_rows", "linear_sliced_wgmma"]  # fmt: skip
     names = [name.split("<")[0] for name in stand_in.launched]
-    assert names == ["embed_layer_norm", *layer, *layer, "layer_norm", "cut_rows", "linear_sliced", "activation"]
+    assert names == ["embed_layer_norm", *layer, *layer, "layer_norm", "cut_rows", "linear_sliced_wgmma", "activation"]
 
 
 def test_outlying_norm_gains_cost_no_accuracy(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -700,7 +735,7 @@ def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[
     assert tinyroberta.cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "cupy backend: float32\n  GPU: stand-in\n" in printed
-    assert "in highest precision: float, plain float32" in printed
+    assert "in highest precision: float, plain float32" in printed  # as TINYROBERTA_GPU asks
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.delitem(sys.modules, "tinyroberta.backends.cupy")
     assert tinyroberta.cli.main(["info"]) == 0
@@ -709,15 +744,18 @@ def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[
 
 # Compilation for real GPUs.
 
-REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
+REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attention_wgmma": 128, "attention_split": 255,
+             "split": 32, "linear_sliced_wgmma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
              "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48, "cut_rows": 48, "layer_norm_cut": 64,
              "linear_sliced": 240}  # fmt: skip
 
 
 @pytest.mark.skipif(not nvrtc.installed(), reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_every_kernel_compiles_for(ops: Any, architecture: str) -> None:
     for file, names in ops.KERNELS.items():
+        if file in ops.HOPPER and architecture != "sm_90a":
+            continue
         for name, taken in nvrtc.compiled(ops.source(file), architecture, names).items():
             assert taken.spills == taken.stack == 0, (name, taken)
             assert taken.registers <= REGISTERS[name.split("<")[0]], (name, taken)
@@ -729,16 +767,16 @@ def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
     with pytest.raises(Error, match="INFINITY"):
         nvrtc.compiled(code.replace("sum = 0.f,", "sum = INFINITY,"), "sm_90", ["layer_norm<float, 1>"])
     for file, name, right in (
-        ("linear_mma.cu", "linear_mma<bf16, false>", 16),
-        ("linear_sliced.cu", "linear_sliced<3, false>", 32),
+        ("linear_mma.cu", "linear_mma<bf16, bf16>", 16),
+        ("linear_sliced.cu", "linear_sliced<3>", 32),
     ):
         code = ops.source(file).replace(f"m16n8k{right}.row.col", "m16n8k15.row.col")
         with pytest.raises(Error, match=r"ptxas|PTX|Instruction"):
             nvrtc.compiled(code, "sm_90", [name])
     crowded = ops.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
-    assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<128, true>"])["attention_mma<128, true>"].spills > 0
+    assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<bf16, 128, true>"])["attention_mma<bf16, 128, true>"].spills > 0
     crowded = ops.source("linear_sliced.cu").replace("__launch_bounds__(256)", "__launch_bounds__(256, 2)")
-    assert nvrtc.compiled(crowded, "sm_90", ["linear_sliced<4, false>"])["linear_sliced<4, false>"].spills > 0
+    assert nvrtc.compiled(crowded, "sm_90", ["linear_sliced<4>"])["linear_sliced<4>"].spills > 0
 
 
 # Planted bugs: what each check above is worth.
@@ -795,7 +833,7 @@ PLANTED = {  # file, what stands there, the bug, the check that sees it
     "no barrier after the wait": ("linear_mma.cu", "    __syncthreads();\n    if (step", "    if (step", "product16"),
     "rows that no 16-byte access meets": ("linear_mma.cu", "PITCH = DEPTH + 8", "PITCH = DEPTH + 4", "product16"),
     "a wrong lane gives the address": ("linear_mma.cu", "lane / 8 % 2 * 8", "lane / 16 % 2 * 8", "product16"),
-    "the tail of K is not zeroed": ("primitives.cuh", "i < valid ? global[i] : bf16{0}", "global[i]", "product16 odd"),
+    "the tail of K is not zeroed": ("primitives.cuh", "i < valid ? global[i] : T{0}", "global[i]", "product16 odd"),
     "sums are not scaled down": ("attention.cu", "sum[i][c] *= fade", "sum[i][c] *= 1.f", "attention"),
     "one key too many under causality": ("attention.cu", "key <= before + row", "key <= before + row + 1", "attention"),
     "half the lanes' totals are left out": (
@@ -823,21 +861,48 @@ PLANTED = {  # file, what stands there, the bug, the check that sees it
     "a product of digits is left out": ("linear_sliced.cu", "e < 3 && d + e", "e < 2 && d + e", "sliced"),
     "a diagonal counts for the next": ("linear_sliced.cu", "mma(sum[d + e]", "mma(sum[d + e - (d == 2)]", "sliced"),
     "the diagonals are added up the other way": (
-        "linear_sliced.cu", "value = (float)sum[DIAGONALS - 1][i][j][e];",
-        "value = 0.f, f = 1.f; for (int d = 0; d < DIAGONALS; d++, f *= 0x1p-8f) value += sum[d][i][j][e] * f; if (0)", "sliced",
+        "digits.cuh", "float value = (float)sum(DIAGONALS - 1);",
+        "float value = 0.f, f = 1.f; for (int d = 0; d < DIAGONALS; d++, f *= 0x1p-8f) value += sum(d) * f; if (0)", "sliced",
     ),
     "the sum is rounded once": (
-        "linear_sliced.cu", "__fadd_rn(__fmul_rn(value, __fmul_rn(x_scales[m], w_scales[n])), bias ? bias[n] : 0.f)",
-        "fmaf(value, x_scales[m] * w_scales[n], bias ? bias[n] : 0.f)", "sliced",
+        "digits.cuh", "__fadd_rn(__fmul_rn(value, scale), bias)", "fmaf(value, scale, bias)", "sliced",
     ),
     "a column too many is written": (
         "linear_sliced.cu", "if (m >= M || n >= N) continue;", "if (m >= M || n > N) continue;", "sliced",
     ),
+    "split scores are read before they are there": (
+        "attention_split.cu", "products_wait<1>(s);", "products_wait<2>(s);", "attention",
+    ),
+    "a part is left out": ("attention_split.cu", "int order = 2", "int order = 1", "attention"),
+    "what is left is not taken": ("split.cu", "left[j] -= ", "left[j] -= 0 * ", "attention"),
+    "split values are added while they are multiplied": ("attention_split.cu", "products_wait<0>(added);  // of", "//", "attention"),
+    "scores are read before they are there": (
+        "attention_wgmma.cu", "products_wait<1>(s);", "products_wait<2>(s);", "attention16",
+    ),
+    "sums are scaled while values are added": (
+        "attention_wgmma.cu", "products_wait<0>(sum);  // of", "//", "attention16",
+    ),
+    "keys are multiplied while they are copied": (
+        "attention_wgmma.cu", "    fetch_wait<0>();\n    copies", "    copies", "attention16",
+    ),
+    "no barrier between a warpgroup's steps": (
+        "attention_wgmma.cu", "    __syncthreads();  // the next", "    // the next", "attention16",
+    ),
+    "pieces of a row are not permuted": ("wgmma.cuh", "(c ^ r / (8 / PIECES) % PIECES)", "c", "attention16"),
+    "values are read by rows": ("attention_wgmma.cu", "product<T, true>", "product<T, false>", "attention16"),
+    "digits are overwritten while they are multiplied": (
+        "linear_sliced_wgmma.cu", "products_wait<1>();", "products_wait<3>();", "large sliced",
+    ),
+    "no barrier before digits are multiplied": ("linear_sliced_wgmma.cu", "    __syncthreads();", "", "sliced"),
+    "digits are multiplied while they are copied": (
+        "linear_sliced_wgmma.cu", "fetch_wait<STAGES - 3>();", "fetch_wait<STAGES - 2>();", "sliced",
+    ),
+    "a warpgroup's rows are those of the other": ("linear_sliced_wgmma.cu", "group * 64 * CUT_STEP", "0", "large sliced"),
     "digits are not signed": ("cut.cuh", "n = (n + 128) >> 8", "n = n >> 8", "cut"),
     "a number is cut off, not rounded": ("cut.cuh", "(int)rintf(x[j] * gain)", "(int)(x[j] * gain)", "cut"),
     "the scale of tiny rows is not bounded": ("cut.cuh", ", 0x1p126f)", ", 0x1p127f)", "cut"),
     "the largest of half a row": ("cut.cuh", "__reduce_max_sync(WHOLE_WARP, most)", "most", "cut"),
-    "no zeros past a row's end": ("cut.cuh", "bool there = finite && i < width;", "bool there = finite;", "cut"),
+    "no zeros past a row's end": ("cut.cuh", "int i = width + threadIdx.x * V;", "int i = width + 64 + threadIdx.x * V;", "cut"),
     "a norm's rows are cut without their shift": ("layer_norm.cu", "x + (size_t)row * width}, weight, bias,",
                                                   "x + (size_t)row * width}, weight, weight,", "norm cut"),
     "a row that is not finite is cut as it is": (
@@ -856,6 +921,7 @@ def norm_error(ops: Any) -> float:
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplanted: None, bug: str) -> None:  # noqa: ARG001
     file, right, wrong, kind = PLANTED[bug]
+    monkeypatch.setattr(ops, "hopper", lambda: any(kind in file for kind in ("wgmma", "split")))
     checks: dict[str, tuple[Callable[[], float], float]] = {
         "product": (lambda: product_error(ops, "highest"), 1e-5),
         "product16": (lambda: product_error(ops, "medium"), 1e-5),
@@ -863,7 +929,8 @@ def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplante
         "attention": (lambda: attention_error(ops, np.float32), 1e-5),
         "attention16": (lambda: attention_error(ops, BF16), UNIT_BF16),
         "norm": (lambda: norm_error(ops), 1e-3),
-        "sliced": (lambda: sum(sliced_misses(ops, (67, 50, 150), second) for second in (False, True)), 1),
+        "sliced": (lambda: sum(sliced_misses(ops, (67, 50, 330), second) for second in (False, True)), 1),
+        "large sliced": (lambda: large_sliced_misses(ops), 1),
         "cut": (lambda: cut_misses(ops, 9, 150), 1),
         "norm cut": (lambda: norm_cut_misses(ops, 9, 50), 1),
         "not finite": (lambda: not_finite_misses(ops), 1),
@@ -871,6 +938,14 @@ def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplante
     assert not seen(*checks[kind])
     planted(ops, monkeypatch, file, right, wrong)
     assert seen(*checks[kind])
+
+
+def large_sliced_misses(ops: Any) -> int:
+    busy, ops.BUSY = ops.BUSY, 1
+    try:
+        return sliced_misses(ops, (131, 130, 330), False)
+    finally:
+        ops.BUSY = busy
 
 
 def not_finite_misses(ops: Any) -> int:
@@ -978,8 +1053,8 @@ def test_planted_in_what_a_graph_keeps(cupy: Any) -> None:
 @pytest.mark.parametrize(("right", "wrong"), [
     ("((w, of, K, N), (x, of, K, M), (y, out, N, M))", "((w, of, N, K), (x, of, K, M), (y, out, N, M))"),
     ("(TRANSA, 1), (TRANSB, 0)", "(TRANSA, 0), (TRANSB, 0)"),
-    ("ctypes.byref(ctypes.c_float(residual is not None))", "ctypes.byref(ctypes.c_float(0))"),
-    ("COMPUTE_32F_FAST_TF32 if tf32", "COMPUTE_32F_FAST_TF32 if not tf32"),
+    ("(residual, 1.0)", "(residual, 0.0)"),
+    ('"float16": 2', '"float16": 14'),
     ("EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36", "EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 32"),
     ('TYPES = {"float32": 0', 'TYPES = {"float32": 14'),
 ])  # fmt: skip
@@ -998,12 +1073,15 @@ def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) ->
         random = np.random.default_rng()
         x, w, residual = (random.standard_normal(s).astype(np.float32) for s in ((12, 16), (20, 16), (12, 20)))
         bias = random.standard_normal(20).astype(np.float32)
+        x, w = (a.astype(np.float16).astype(np.float32) for a in (x, w))
         on = [ops.asarray(a) for a in (x, w, bias)]
+        halves = [a.astype(np.float16) for a in on[:2]]
         exact = x.astype(np.float64) @ w.T + bias
         try:
             plain = relative(host(module.linear(*on, np.dtype(np.float32), residual=ops.asarray(residual))), exact + residual)
             bent = relative(host(module.linear(*on, np.dtype(np.float32), gelu=True)), definition.gelu_tanh(exact))
-            error[name] = max(plain, bent)
+            half = relative(host(module.linear(*halves, on[2], np.dtype(np.float32))), exact)
+            error[name] = max(plain, bent, half)
         except Error:
             error[name] = math.inf
         del sys.modules[spec.name]

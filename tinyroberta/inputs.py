@@ -192,7 +192,10 @@ def position_ids_of(
         positions = np.broadcast_to(np.arange(pad + 1, pad + 1 + shape[1]), shape)
     else:
         real = ids != pad
-        positions = (np.cumsum(real, 1) + past) * real + pad
+        positions = np.cumsum(real, 1)  # (the count + past) * real + pad, in place: these may be many
+        positions += past
+        positions *= real
+        positions += pad
     if absolute and positions.size and positions.max() >= limit:
         longest = int(positions.max()) - pad
         raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")

@@ -108,14 +108,14 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, const voi
     return 7;
   return 0;
 }
-int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, Layout* c, Layout* y, Preference* p, int,
+int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, Layout* c, Layout* y, Preference* p, int count,
                                    Heuristic* heuristic, int* found) {
   *found = 0;
   if (int status = check(d, a, b, c, y)) return status;
   if (p->alignment > 16) return 15;
-  memset(heuristic, 0, sizeof *heuristic);
-  heuristic->workspace = p->workspace < 1024 ? p->workspace : 1024;
-  *found = 1;
+  *found = count < 2 ? count : 2;
+  memset(heuristic, 0, *found * sizeof *heuristic);
+  for (int i = 0; i < *found; i++) heuristic[i].workspace = p->workspace < 1024 ? p->workspace : 1024 * (i + 1);
   return 0;
 }
 int cublasLtMatmul(void*, Description* d, const float* alpha, const void* A, Layout* a, const void* B, Layout* b,

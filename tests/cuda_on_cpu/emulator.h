@@ -36,6 +36,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 
 struct bf16;
+struct f16;
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
@@ -82,6 +83,14 @@ struct Fiber {
   };
   std::deque<std::vector<Copy>> commits;
   std::vector<Copy> pending;  // cp.async
+  struct Product {            // wgmma: a warp's 16 rows
+    void* d;
+    const uint32_t* a;  // null: at `rows`
+    uint64_t rows, columns;
+    bool add;
+    void (*run)(Fiber*);  // by one lane for its warp, whose lanes stand one after another
+  };
+  std::deque<std::vector<Product>> products;  // the last is not committed
 };
 struct State {
   Fiber f[MAX_THREADS];
@@ -278,6 +287,7 @@ inline bool run_block() {
     f.bar_line = 0;
     f.commits.clear();
     f.pending.clear();
+    f.products.assign(1, {});
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(S.stacks + i * STACK, STACK);
 #endif
@@ -376,6 +386,9 @@ void sig1(char*& p) {
     *p++ = 'v';
   else if constexpr (std::is_same_v<T, bf16>) {
     *p++ = 'b';
+    *p++ = '2';
+  } else if constexpr (std::is_same_v<T, f16>) {
+    *p++ = 'h';
     *p++ = '2';
   } else {
     *p++ = std::is_floating_point_v<T> ? 'f'
@@ -575,11 +588,26 @@ inline uint16_t bf16_of_float(float f) {
   if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(0x7fff);
   return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+inline uint16_t f16_of_float(float f) {
+  _Float16 h = _Float16(f);
+  uint16_t b;
+  memcpy(&b, &h, 2);
+  return b;
+}
+inline float float_of_f16(uint16_t b) {
+  _Float16 h;
+  memcpy(&h, &b, 2);
+  return float(h);
+}
 inline float float_of_bf16(uint16_t b) {
   uint32_t u = uint32_t(b) << 16;
   float f;
   memcpy(&f, &u, 4);
   return f;
+}
+template <class T>
+inline float float_of(uint16_t b) {
+  return T::MANTISSA == 10 ? float_of_f16(b) : float_of_bf16(b);
 }
 }  // namespace emulator
 
@@ -595,7 +623,8 @@ inline __attribute__((optimize("O3"))) void mma(float (*__restrict d)[N], const 
       for (int j = 0; j < N; j++) d[i][j] += x * b[k][j];
     }
 }
-// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 with the register layout of the PTX manual
+// mma.sync.aligned.m16n8k16.row.col.f32 of bf16 or f16 with the register layout of the PTX manual
+template <class T>
 inline void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b) {
   struct X {
     float* d;
@@ -607,9 +636,9 @@ inline void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b) {
       X& x = *static_cast<X*>(s[l]);
       int g = l / 4, t = l % 4;
       for (int r = 0; r < 4; r++)
-        for (int h = 0; h < 2; h++) A[g + (r & 1) * 8][t * 2 + h + (r >> 1) * 8] = float_of_bf16(uint16_t(x.a[r] >> 16 * h));
+        for (int h = 0; h < 2; h++) A[g + (r & 1) * 8][t * 2 + h + (r >> 1) * 8] = float_of<T>(uint16_t(x.a[r] >> 16 * h));
       for (int r = 0; r < 2; r++)
-        for (int h = 0; h < 2; h++) B[t * 2 + h + r * 8][g] = float_of_bf16(uint16_t(x.b[r] >> 16 * h));
+        for (int h = 0; h < 2; h++) B[t * 2 + h + r * 8][g] = float_of<T>(uint16_t(x.b[r] >> 16 * h));
       for (int r = 0; r < 4; r++) D[g + (r >> 1) * 8][t * 2 + (r & 1)] = x.d[r];
     }
     mma<16, 8, 16>(D, A, B);
@@ -658,6 +687,76 @@ inline void ldmatrix(uint32_t* r, const void* row) {
         auto at = [&](int row, int col) { return uint32_t(static_cast<X*>(s[8 * i + row])->p[col]); };
         static_cast<X*>(s[l])->r[i] = TRANS ? at(2 * t, g) | at(2 * t + 1, g) << 16 : at(g, 2 * t) | at(g, 2 * t + 1) << 16;
       }
+  });
+}
+// wgmma: nothing is read or written before it is waited for. A warp's rows of the product are its own, so that no warp waits for
+// another here; that all four take part is not checked.
+inline const char* permuted(uint64_t address, int width) {  // 16-byte pieces, by the bits above them
+  uint64_t at = address - reinterpret_cast<uint64_t>(S.dyn);
+  if (at >= MAX_DYN_SMEM) fail("wgmma: a tile outside dynamic shared memory");
+  return S.dyn + (at ^ (at >> 7 & (width == 128 ? 7 : 3)) << 4);
+}
+template <class T, int WIDTH, bool DOWN>
+inline void run_product(Fiber* lanes) {
+  float A[16][16], B[16][64], D[16][64];
+  auto op = [&](int l) -> Fiber::Product& { return lanes[l].products.front().front(); };
+  uint64_t b = op(0).columns;
+  for (int k = 0; k < 16; k++)
+    for (int n = 0; n < 64; n++) {
+      uint64_t at = DOWN ? k * WIDTH + n * 2 : n * WIDTH + k * 2;
+      uint16_t bits;
+      memcpy(&bits, permuted(b + at, WIDTH), 2);
+      B[k][n] = float_of<T>(bits);
+    }
+  for (int l = 0; l < 32; l++) {
+    int g = l / 4, t = l % 4;
+    if (op(l).columns != b) fail("wgmma: lanes name different tiles");
+    for (int r = 0; r < 4; r++)
+      for (int h = 0; h < 2; h++) A[g + (r & 1) * 8][t * 2 + h + (r >> 1) * 8] = float_of<T>(uint16_t(op(l).a[r] >> 16 * h));
+    const float* d = static_cast<float*>(op(l).d);
+    for (int i = 0; i < 32; i++) D[g + (i >> 1 & 1) * 8][i / 4 * 8 + t * 2 + (i & 1)] = op(l).add ? d[i] : 0;
+  }
+  mma<16, 64, 16>(D, A, B);
+  for (int l = 0; l < 32; l++)
+    for (int i = 0; i < 32; i++)
+      static_cast<float*>(op(l).d)[i] = D[l / 4 + (i >> 1 & 1) * 8][i / 4 * 8 + l % 4 * 2 + (i & 1)];
+}
+template <int N>
+inline void run_product_of_bytes(Fiber* lanes) {
+  int8_t A[16][32], B[N][32];
+  auto op = [&](int l) -> Fiber::Product& { return lanes[l].products.front().front(); };
+  for (int k = 0; k < 32; k += 16) {
+    for (int n = 0; n < N; n++) memcpy(&B[n][k], permuted(op(0).columns + n * 64 + k, 64), 16);
+    for (int m = 0; m < 16; m++) memcpy(&A[m][k], permuted(op(0).rows + m * 64 + k, 64), 16);
+  }
+  for (int l = 0; l < 32; l++)
+    for (int i = 0; i < N / 2; i++) {
+      const int8_t *row = A[l / 4 + (i >> 1 & 1) * 8], *column = B[i / 4 * 8 + l % 4 * 2 + (i & 1)];
+      int sum = 0;
+      for (int k = 0; k < 32; k++) sum += row[k] * column[k];
+      static_cast<int*>(op(l).d)[i] += sum;
+    }
+}
+template <class T, int WIDTH, bool DOWN>
+inline void product(float* d, const uint32_t* a, uint64_t b, bool add) {
+  S.cur->products.back().push_back({d, a, 0, b, add, run_product<T, WIDTH, DOWN>});
+}
+template <int N>
+inline void product_of_bytes(int* d, uint64_t a, uint64_t b) {
+  uint64_t rows = a + (S.cur - S.f) % 128 / 32 * 16 * 64;
+  S.cur->products.back().push_back({d, nullptr, rows, b, true, run_product_of_bytes<N>});
+}
+inline void products_commit() { S.cur->products.push_back({}); }
+inline void products_wait(size_t keep) {
+  collective(~0u, nullptr, [keep](void**, uint32_t) {
+    Fiber* lanes = &S.f[(S.cur - S.f) / 32 * 32];
+    while (lanes->products.size() > keep + 1) {
+      for (; !lanes->products.front().empty();) {
+        lanes->products.front().front().run(lanes);
+        for (int l = 0; l < 32; l++) lanes[l].products.front().erase(lanes[l].products.front().begin());
+      }
+      for (int l = 0; l < 32; l++) lanes[l].products.pop_front();
+    }
   });
 }
 }  // namespace emulator

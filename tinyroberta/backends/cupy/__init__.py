@@ -1,16 +1,18 @@
 """The GPU: every op as launches of this package's own CUDA kernels, through CuPy, and products by cuBLASLt where it is installed.
 
-backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout; "high" the same with
-the products' operands cut to TF32 by cuBLASLt; "medium" gives products and attention bf16 operands and float32 sums, and
-keeps norms' insides, softmax and the residual stream in float32. Results are CuPy arrays; nothing waits for the GPU.
+backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout; "high" gives products
+and attention float16 operands, which have as many digits as TF32 at twice its speed, and float32 sums; "medium" bf16 operands
+likewise; both keep norms' insides, softmax and the residual stream in float32. Results are CuPy arrays; nothing waits for the GPU.
 
-For "highest" there are two routes: plain float32, and exact products of 8-bit digits on the integer tensor cores
-(linear_sliced.cu), as accurate. TINYROBERTA_GPU=float|sliced chooses one; `python -m benchmarks.gpu` times both.
+For "highest" there are two routes: exact products of 8-bit digits on the integer tensor cores (digits.cuh), and plain float32.
+TINYROBERTA_GPU=sliced|float chooses one; `python -m benchmarks.gpu` times both. Kernels named wgmma or split are Hopper's alone.
 
 Shapes: T tokens packed one sequence after another, Tq of them queries and Tk keys; D the model's width, H heads of width d.
 """
 
+import contextlib
 import functools
+import itertools
 import math
 import os
 import re
@@ -49,25 +51,37 @@ from . import compiler, cublaslt
 Array = Any
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+F16 = np.dtype(np.float16)
 FLOAT = np.dtype(np.float32)
 DIGITS = np.dtype(np.int8)
-NAMES = {FLOAT: "float", BF16: "bf16"}
+NAMES = {FLOAT: "float", BF16: "bf16", F16: "f16"}
+HALVES = ("bf16", "f16")
+OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention, by matmul_precision
 KERNELS = {  # file: its kernels, as C++ names them
-    "activation.cu": [f"activation<{x}, {y}>" for x, y in (("float", "float"), ("bf16", "bf16"), ("float", "bf16"))],
+    "activation.cu": [
+        f"activation<{x}, {y}, {many}>"
+        for x, y, many in product(("float", *HALVES), ("float", *HALVES), (4, 1))
+        if x == "float" or x == y
+    ],
     "attention.cu": [f"attention<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
-    "attention_mma.cu": [f"attention_mma<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
-    "attention_probs.cu": [f"{name}<{x}>" for name, x in product(("probabilities", "values"), ("float", "bf16"))],
+    "attention_mma.cu": [f"attention_mma<{x}, {d}, {spread}>" for x, d, spread in product(HALVES, (32, 64, 128), ("false", "true"))],
+    "attention_probs.cu": [f"{name}<{x}>" for name, x in product(("probabilities", "values"), ("float", *HALVES))],
+    "attention_split.cu": ["attention_split"],
+    "attention_wgmma.cu": [f"attention_wgmma<{x}>" for x in HALVES],
     "cut.cu": ["cut_rows<4>", "cut_rows<1>"],
     "embed.cu": [f"{name}<{many}>" for name, many in product(("embed", "embed_layer_norm"), (4, 1))],
     "layer_norm.cu": [
-        *(f"layer_norm<{y}, {many}>" for y, many in product(("float", "bf16"), (4, 1))),
+        *(f"layer_norm<{y}, {many}>" for y, many in product(("float", *HALVES), (4, 1))),
         "layer_norm_cut<4>",
         "layer_norm_cut<1>",
     ],
-    "linear.cu": ["linear<false>", "linear<true>"],
-    "linear_mma.cu": [f"linear_mma<{y}, {gelu}>" for y, gelu in product(("bf16", "float"), ("false", "true"))],
-    "linear_sliced.cu": [f"linear_sliced<{kept}, {gelu}>" for kept, gelu in product((3, 4), ("false", "true"))],
+    "linear.cu": ["linear"],
+    "linear_mma.cu": [f"linear_mma<{x}, {y}>" for x in HALVES for y in (x, "float")],
+    "linear_sliced.cu": ["linear_sliced<3>", "linear_sliced<4>"],
+    "split.cu": ["split"],
+    "linear_sliced_wgmma.cu": [f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")],
 }
+HOPPER = ("attention_split.cu", "attention_wgmma.cu", "linear_sliced_wgmma.cu")  # for compute capability 9.0 alone
 SOURCES = {path.name: path.read_text() for path in sorted(Path(__file__).with_name("kernels").glob("*.cu*"))}
 ACTIVATIONS = {  # the numbers of kernels/activation.cuh
     "linear": 0, "gelu": 1, "gelu_python": 1, "gelu_new": 2, "gelu_accurate": 2, "gelu_fast": 2, "gelu_python_tanh": 2,
@@ -76,12 +90,13 @@ ACTIVATIONS = {  # the numbers of kernels/activation.cuh
 }  # fmt: skip
 GELU, GELU_TANH = 1, 2
 NULL = np.uint64(0)  # an address; CuPy does not say what it makes of None
-TILE = 64  # queries that a block of the attention kernels takes
+TILE, WIDE_TILE = 64, 128  # queries that a block of the attention kernels takes, and one of attention_wgmma
 WIDEST = 128  # of the heads that the fused kernels take; the others have their probabilities written out
-RECORDED_TOKENS = 2048  # past this the launches cost nothing beside the work
+BUSY = 96  # large tiles that occupy a GPU
+RECORDED_TOKENS = 16384  # past this the launches cost nothing beside the work
 RECORDINGS = 32  # graphs that prepared weights keep, the least used leaving first
 ROUTES = {"float": "plain float32", "sliced": "exact products of 8-bit digits on the integer tensor cores"}
-ROUTE, REASON = "float", "neither route has been timed on a GPU yet"  # the default, for `python -m benchmarks.gpu` to decide
+ROUTE, REASON = "sliced", "the faster one at every size on an H200"  # the default, as `python -m benchmarks.gpu` decides
 
 
 class Dense(NamedTuple):
@@ -94,7 +109,7 @@ class Dense(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows as digits (T, K / 64 rounded up, 3, 64) int8 and scales (T,): kernels/cut.cuh."""
+    """Rows as digits (T, K / 64 rounded up, 3, 64) int8 and scales (T,): kernels/digits.cuh."""
 
     digits: Array
     scales: Array
@@ -139,12 +154,13 @@ class Embedded(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Sequences on the device, with the attention kernels' work: a sequence and its first query for every 64 of them."""
+    """Sequences on the device, with the attention kernels' work: a sequence and its first query for every so many of them."""
 
-    tiles: Array  # (N, 2) int32
+    tiles: Array  # (N, 2) int32, for every 64
     query_start: Array
     key_start: Array
     key_length: Array
+    wide_tiles: Array  # for every 128
 
 
 class Recording(NamedTuple):
@@ -153,16 +169,16 @@ class Recording(NamedTuple):
     inputs: Array  # int32: ids, positions, token types, then the Places
     graph: Any
     out: Array
-    pool: Any  # the memory between the launches, which is the graph's alone
-    done: Any  # when the last that played it, on whatever stream, had its result
 
 
 class Prepared(dict[str, Any]):
-    """Prepared weights, with the recordings that read them."""
+    """Prepared weights, with the recordings that read them; these take turns at one memory for what lies between launches."""
 
     def __init__(self, tree: dict[str, Any]) -> None:
         super().__init__(tree)
         self.recordings: OrderedDict[tuple[Any, ...], Recording | None] = OrderedDict()
+        self.pool = cp.cuda.MemoryPool()
+        self.done: Any = None  # when the last that was played, on whatever stream, had its result
         self.lock = threading.Lock()
 
 
@@ -211,6 +227,16 @@ def _kernel(name: str, shared: int, device: int) -> Any:
     if shared > 48 << 10:
         function.max_dynamic_shared_size_bytes = shared
     return function
+
+
+@functools.cache
+def _hopper(device: int) -> bool:
+    return int(cp.cuda.Device(device).compute_capability) == 90
+
+
+def hopper() -> bool:
+    """Whether the current device has Hopper's matrix instructions."""
+    return _hopper(cp.cuda.Device().id)
 
 
 def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
@@ -274,13 +300,13 @@ def linear(
     if not len(x):
         return cp.empty((0, len(w)), out)
     by_library = cublaslt.library() is not None and cublaslt.fits(x, w, out)
-    # the library's GELU is the tanh form: at most 4.7e-4 from the exact one, below the rounding of bf16
+    # the library's GELU is the tanh form: at most 4.7e-4 from the exact one, below the rounding of bf16 alone
     fused = name == GELU_TANH or (name == GELU and weight.precision == "medium") if by_library else name == GELU
     later = name if not fused else 0
     alone = later or (by_library and (fused or residual is None or residual.dtype != out))
     added = None if alone else residual
     if by_library:
-        y = cublaslt.linear(x, w, bias, out, tf32=weight.precision == "high", gelu=fused, residual=added)
+        y = cublaslt.linear(x, w, bias, out, gelu=fused, residual=added)
     else:
         y = _own_linear(x, w, bias, out, fused, added)
     if later or (residual is not None and added is None):
@@ -291,12 +317,11 @@ def linear(
 def _own_linear(x: Array, w: Array, bias: Array, out: Any, gelu: bool, residual: Array | None) -> Array:
     (M, K), N = x.shape, len(w)
     y = cp.empty((M, N), out)
-    args = (x, w, bias, residual, y, np.int32(M), np.int32(N), np.int32(K))
-    fused = str(gelu).lower()
+    args = (x, w, bias, residual, y, np.int32(M), np.int32(N), np.int32(K), np.int32(gelu))
     if w.dtype == FLOAT:
-        launch(f"linear<{fused}>", (-(-N // 64), -(-M // 64)), (256,), *args)
+        launch("linear", (-(-N // 64), -(-M // 64)), (256,), *args)
     else:
-        name = f"linear_mma<{NAMES[y.dtype]}, {fused}>"
+        name = f"linear_mma<{NAMES[w.dtype]}, {NAMES[y.dtype]}>"
         launch(name, (-(-N // 128), -(-M // 128)), (256,), *args, shared=61440)
     return y
 
@@ -335,18 +360,26 @@ def _digit_product(x: Cut, w: Cut, diagonals: int, bias: Array | None, gelu: boo
     M, N, steps = len(x), len(w), w.digits.shape[1]
     y = cp.empty((M, N), FLOAT)
     if M:
-        sizes = (np.int32(M), np.int32(N), np.int32(steps))
+        sizes = (np.int32(M), np.int32(N), np.int32(steps), np.int32(gelu))
         args = (x.digits, x.scales, w.digits, w.scales, bias, residual, y, *sizes)
-        name = f"linear_sliced<{diagonals}, {str(gelu).lower()}>"
-        launch(name, (-(-N // 64), -(-M // 128)), (256,), *args, shared=79872)
+        if hopper():
+            groups, columns, stages = 2, {3: 128, 4: 96}[diagonals], 4
+            if -(-N // columns) * -(-M // 128) < BUSY:
+                groups, columns, stages = 1, 32, 6
+            name = f"linear_sliced_wgmma<{diagonals}, {groups}, {columns}, {stages}>"
+            shared = 192 * stages * (64 * groups + columns) + 8 * columns
+            launch(name, (-(-N // columns), -(-M // (64 * groups))), (128 * groups,), *args, shared=shared)
+        else:
+            launch(f"linear_sliced<{diagonals}>", (-(-N // 64), -(-M // 128)), (256,), *args, shared=79872)
     return y
 
 
 def _elementwise(x: Array, name: int, residual: Array | None = None, y: Array | None = None) -> Array:
     y = cp.empty(x.shape, x.dtype) if y is None else y
     if x.size:
-        kernel = f"activation<{NAMES[x.dtype]}, {NAMES[y.dtype]}>"
-        blocks = min(-(-x.size // 256), 8192)
+        many = 1 if x.size % 4 or any(a is not None and a.data.ptr % 16 for a in (x, residual, y)) else 4
+        kernel = f"activation<{NAMES[x.dtype]}, {NAMES[y.dtype]}, {many}>"
+        blocks = min(-(-x.size // (256 * many)), 8192)
         launch(kernel, (blocks,), (256,), x, residual, y, np.int64(x.size), np.int32(name))
     return y
 
@@ -374,22 +407,48 @@ def attention(
     steps = [step // k.itemsize for step in k.strides]
     key_steps = (0, d, steps[0]) if k.ndim == 2 else tuple(steps[:3])
     places = _placed(sequences)
+    plain = bias is None and head_mask is None
     spread = (*_spread(bias), *_spread(head_mask))
     strides = tuple(np.int64(step) for step in (q.strides[0] // q.itemsize, *key_steps))
-    work = (*places, np.int32(sequences.causal), *strides, *spread, np.int32(d), np.float32(1 / math.sqrt(d)))
+    rest = (*places[1:4], np.int32(sequences.causal), *strides, *spread, np.int32(d), np.float32(1 / math.sqrt(d)))
+    work = (places.tiles, *rest)
     out = cp.empty(q.shape, q.dtype)
     grid = (len(places.tiles), heads)
     if probs or d > WIDEST:
         probabilities = _with_probabilities(q, k, v, out, sequences, heads, grid, work)
         return out, probabilities if probs else None
     size = next(size for size in (32, 64, 128) if size >= d)
-    spreads = str(bias is not None or head_mask is not None).lower()
-    if q.dtype == FLOAT:
+    spreads, kind = str(not plain).lower(), NAMES[q.dtype]
+    aligned = not any(step % 8 for step in strides) and not any(x.data.ptr % 16 for x in (q, k, v))
+    wide = (len(places.wide_tiles), heads)
+    if plain and d == 64 and aligned and hopper() and (q.dtype != FLOAT or _joined(q, k, v)):
+        if q.dtype == FLOAT:
+            q, k, v = _parts_of(q)
+            part = np.int64(len(q) * 3 * q.shape[1])
+            launch("attention_split", wide, (256,), q, k, v, part, out, places.wide_tiles, *rest, shared=147456)
+        else:
+            launch(f"attention_wgmma<{kind}>", wide, (256,), q, k, v, out, places.wide_tiles, *rest, shared=49152)
+    elif q.dtype == FLOAT:
         shared = 4 * (128 * (size + 1) + 64 * 33)
         launch(f"attention<{size}, {spreads}>", grid, (256,), q, k, v, out, *work, shared=shared)
     else:
-        launch(f"attention_mma<{size}, {spreads}>", grid, (128,), q, k, v, out, *work, shared=512 * (size + 8))
+        launch(f"attention_mma<{kind}, {size}, {spreads}>", grid, (128,), q, k, v, out, *work, shared=512 * (size + 8))
     return out, None
+
+
+def _joined(q: Array, k: Array, v: Array) -> bool:
+    """Whether the three are the thirds of one array."""
+    width = q.shape[1] * q.itemsize
+    together = q.strides == k.strides == v.strides == (3 * width, q.itemsize)
+    return together and k.data.ptr - q.data.ptr == v.data.ptr - k.data.ptr == width
+
+
+def _parts_of(q: Array) -> Iterator[Array]:
+    """The first parts of queries, keys and values, (T, D) x3 of bf16, whose first third `q` is; the others follow (split.cu)."""
+    T, D = q.shape
+    parts = cp.empty((3, T, 3 * D), BF16)
+    launch("split", (min(-(-3 * T * D // 1024), 8192),), (256,), q, parts, np.int64(3 * T * D))
+    return (parts[0, :, start : start + D] for start in (0, D, 2 * D))
 
 
 def _with_probabilities(
@@ -415,11 +474,30 @@ def _spread(x: Array | None) -> tuple[Any, ...]:
     return (x, *(np.int64(step) for step in steps))
 
 
-def tiles_of(sequences: Sequences) -> Any:  # -> (N, 2) int32
-    """A sequence and its first query for every 64 queries, those with most keys first, so that the last to run are short."""
-    counts = -(-np.diff(sequences.query_start) // TILE)
+def tiles_of(sequences: Sequences, tile: int = TILE) -> Any:  # -> (N, 2) int32
+    """A sequence and its first query for every `tile` queries, those with most keys first, so that the last to run are short."""
     order = np.argsort(-np.asarray(sequences.key_length), kind="stable")
-    return np.array([(b, TILE * i) for b in order.tolist() for i in range(int(counts[b]))], np.int32).reshape(-1, 2)
+    counts = -(-np.diff(sequences.query_start) // tile)[order]
+    firsts = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([np.repeat(order, counts), tile * firsts], 1).astype(np.int32)
+
+
+def _whereabouts(sequences: Sequences) -> tuple[Any, ...]:
+    """The Places on the host, in their order."""
+    starts = (sequences.query_start, sequences.key_start, sequences.key_length)
+    return _laid_out(*(np.asarray(x, np.int32).tobytes() for x in starts))
+
+
+@functools.lru_cache(maxsize=256)
+def _laid_out(*given: bytes) -> tuple[Any, ...]:
+    starts = [np.frombuffer(x, np.int32) for x in given]
+    sequences = Sequences(*starts, False)
+    return tiles_of(sequences).ravel(), *starts, tiles_of(sequences, WIDE_TILE).ravel()
+
+
+def _places(parts: Iterator[Array]) -> Places:
+    tiles, query_start, key_start, key_length, wide_tiles = parts
+    return Places(tiles.reshape(-1, 2), query_start, key_start, key_length, wide_tiles.reshape(-1, 2))
 
 
 def _placed(sequences: Sequences) -> Places:
@@ -427,16 +505,15 @@ def _placed(sequences: Sequences) -> Places:
     known = _uploaded.places
     if known is not None and id(sequences) in known:
         return known[id(sequences)][1]
-    parts = (tiles_of(sequences), sequences.query_start, sequences.key_start, sequences.key_length)
-    places = Places(*_split(cp.asarray(np.concatenate([np.ravel(x) for x in parts]).astype(np.int32)), [x.size for x in parts]))
-    places = places._replace(tiles=places.tiles.reshape(-1, 2))
+    parts = _whereabouts(sequences)
+    places = _places(_split(cp.asarray(np.concatenate(parts).astype(np.int32)), [x.size for x in parts]))
     if known is not None:
         known[id(sequences)] = (sequences, places)
     return places
 
 
 def _split(x: Array, sizes: list[int]) -> Iterator[Array]:
-    ends = np.cumsum(sizes).tolist()
+    ends = itertools.accumulate(sizes)
     return (x[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
@@ -463,7 +540,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         raise Error("reproducible=True is not in the cupy backend: the same bits on every machine are not promised there yet")
     precision = settings.matmul_precision
     sliced = chosen_route() == "sliced" and precision == "highest"
-    operand = BF16 if precision == "medium" else FLOAT
+    operand = OPERANDS[precision]
     moved: dict[tuple[int, Any], tuple[Any, Array]] = {}  # what was moved is held, so that no other gets its id
 
     def move(x: Any, dtype: Any) -> Array:  # tied weights, one array under two names, stay one
@@ -515,7 +592,7 @@ def to_numpy(x: Array) -> Any:
     if isinstance(x, Embedded):
         x = _added(x)
     x = x.get() if isinstance(x, cp.ndarray) else x
-    return x.astype(FLOAT) if x.dtype == BF16 else x
+    return x.astype(FLOAT) if x.dtype in (BF16, F16) else x
 
 
 def _added(x: Embedded) -> Array:
@@ -538,70 +615,77 @@ def running(settings: Settings) -> Iterator[None]:  # noqa: ARG001
 def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
     """The encoder `compute`, recorded as a CUDA graph when a size comes for the second time and from then on played again.
 
-    Up to 2048 tokens, where the launches would cost more than the work. A size is tokens rounded up to 64 and sequences to a
-    power of two; the rows beyond are computed from whatever is there and read by nobody, since no op mixes rows but
-    attention, and that within sequences.
+    Up to RECORDED_TOKENS, where the launches would cost more than the work; past them a size that comes again has its products timed
+    and chosen. A recording's size is tokens rounded up to 64 and sequences to a power of two; the rows beyond are computed from
+    whatever is there and read by nobody, since no op mixes rows but attention, and that within sequences.
     """
 
     def run(ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Array:
         tokens, batch = len(token_types), len(sequences.key_start)
-        if tokens > RECORDED_TOKENS or head_size > WIDEST:
+        if head_size > WIDEST:
             return compute(ids, positions, token_types, sequences)
-        size = (-(-tokens // 64) * 64, 1 << (batch - 1).bit_length(), sequences.causal, positions is None)
+        large = tokens > RECORDED_TOKENS
+        size = (tokens if large else -(-tokens // 64) * 64, 1 << (batch - 1).bit_length(), sequences.causal, positions is None)
         with weights.lock:
             known = weights.recordings
-            if size not in known:
-                known[size] = None
-                if len(known) > RECORDINGS:
-                    known.popitem(last=False)
-                return compute(ids, positions, token_types, sequences)
+            new = size not in known
+            known.setdefault(size)
             known.move_to_end(size)
+            if len(known) > RECORDINGS:
+                known.popitem(last=False)
+            if new or large:
+                with contextlib.nullcontext() if new else cublaslt.choosing():
+                    return compute(ids, positions, token_types, sequences)
             inputs = _inputs(size, ids, positions, token_types, sequences)
-            recording = known[size] = known[size] or _record(compute, size, inputs)
-            cp.cuda.get_current_stream().wait_event(recording.done)
+            recording = known[size] = known[size] or _record(compute, size, inputs, weights)
+            caller = cp.cuda.get_current_stream()
+            caller.wait_event(weights.done)
             recording.inputs.set(inputs)
             recording.graph.launch()
             last = recording.out[:tokens].copy()
-            recording.done.record()
+            weights.done.record(caller)
             return last
 
     return run
 
 
 def _layout(size: tuple[Any, ...]) -> list[int]:
-    """How many numbers of a recording's inputs are ids, positions, types, tiles, query_start, key_start and key_length."""
+    """How many numbers of a recording's inputs are ids, positions, types and each of the Places."""
     tokens, batch = size[:2]
-    return [tokens, tokens, tokens, 2 * (tokens // TILE + batch), batch + 1, batch, batch]
+    tiles, wide_tiles = (2 * (tokens // tile + batch) for tile in (TILE, WIDE_TILE))
+    return [tokens, tokens, tokens, tiles, batch + 1, batch, batch, wide_tiles]
 
 
 def _inputs(size: tuple[Any, ...], ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Any:
     inputs = np.zeros(sum(_layout(size)), np.int32)
     room = list(_split(inputs, _layout(size)))
-    room[3][:] = -1  # no tile
-    places = (tiles_of(sequences).ravel(), sequences.query_start, sequences.key_start, sequences.key_length)
-    for to, given in zip(room, (ids, positions, token_types, *places), strict=True):
+    room[3][:] = room[7][:] = -1  # no tile
+    for to, given in zip(room, (ids, positions, token_types, *_whereabouts(sequences)), strict=True):
         if given is not None:
             to[: len(given)] = given
     return inputs
 
 
-def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any) -> Recording:
-    caller, stream, pool = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
+def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any, weights: Prepared) -> Recording:
+    caller, stream = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True)
+    weights.done = weights.done or cp.cuda.Event(disable_timing=True)
+    stream.wait_event(weights.done)
     stream.wait_event(caller.record())
-    with stream, cp.cuda.using_allocator(pool.malloc):
+    with stream, cp.cuda.using_allocator(weights.pool.malloc):
         buffer = cp.empty(len(inputs), np.int32)
         buffer.set(inputs)
-        ids, positions, token_types, tiles, query_start, key_start, key_length = _split(buffer, _layout(size))
-        sequences = Sequences(query_start, key_start, key_length, size[2])
+        ids, positions, token_types, *parts = _split(buffer, _layout(size))
+        places = _places(iter(parts))
+        sequences = Sequences(places.query_start, places.key_start, places.key_length, size[2])
         assert _uploaded.places is not None
-        _uploaded.places[id(sequences)] = (sequences, Places(tiles.reshape(-1, 2), query_start, key_start, key_length))
+        _uploaded.places[id(sequences)] = (sequences, places)
         given = (ids, None if size[3] else positions, token_types, sequences)
-        compute(*given)  # compiles, plans, and leaves in the pool the memory that recording finds there
+        with cublaslt.choosing():
+            compute(*given)  # compiles, plans, and leaves in the pool the memory that recording finds there
         stream.begin_capture()
         try:
             out = compute(*given)
         finally:
             graph = stream.end_capture()
-    done = stream.record()
-    caller.wait_event(done)
-    return Recording(buffer, graph, out, pool, done)
+    weights.done.record(stream)
+    return Recording(buffer, graph, out)

@@ -1,7 +1,7 @@
 """NVRTC through ctypes: kernels to machine code, with our own flags, the same on a GPU and where there is none.
 
 CuPy would compile them itself, but adds flags of its own after ours: its `-ftz=true` takes numbers below 2^-126 for zeros, which
-have digits here (kernels/cut.cuh), and its targets have no Hopper instructions. Names and numbers are those of nvrtc.h.
+have digits here (kernels/digits.cuh), and its targets have no Hopper instructions. Names and numbers are those of nvrtc.h.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ...errors import Error
 
-FLAGS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
+FLAGS = ("-std=c++17", "-default-device", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
 
 
 class Compiled(NamedTuple):

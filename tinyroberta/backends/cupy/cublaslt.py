@@ -7,8 +7,12 @@ are. Names and numbers are those of cublasLt.h. M rows of x (M, K), W (N, K), y 
 import ctypes
 import functools
 import importlib.util
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import cupy as cp
 
@@ -16,13 +20,14 @@ from ...errors import Error
 
 Array = Any
 
-TYPES = {"float32": 0, "bfloat16": 14}  # cudaDataType
-COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77  # cublasComputeType_t
+TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
+COMPUTE_32F = 68  # cublasComputeType_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36
 MAX_WORKSPACE, MIN_ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t
 WORKSPACE = 32 << 20  # bytes, what NVIDIA advises for Hopper
 ALIGNMENT = 16  # bytes, that every address and row has here
+CANDIDATES, ROUNDS, CALLS = 8, 2, 5  # algorithms that are timed where it is worth it, how often, how many calls at a time
 
 
 class Heuristic(ctypes.Structure):
@@ -37,14 +42,32 @@ class Heuristic(ctypes.Structure):
     )
 
 
-class Plan(NamedTuple):
-    """A product's description and the algorithm chosen for it."""
+@dataclass
+class Plan:
+    """A product's description and the algorithms for it, those first that the library thinks fastest."""
 
     description: ctypes.c_void_p
     w: ctypes.c_void_p
     x: ctypes.c_void_p
     y: ctypes.c_void_p
-    heuristic: Heuristic
+    algorithms: list[Heuristic]
+
+
+class _Choosing(threading.local):
+    now = False
+
+
+_choosing = _Choosing()
+
+
+@contextmanager
+def choosing() -> Iterator[None]:
+    """Within, the fastest algorithm for a product is found by timing: what is computed within is to be computed often."""
+    outer, _choosing.now = _choosing.now, True
+    try:
+        yield
+    finally:
+        _choosing.now = outer
 
 
 @functools.cache
@@ -72,7 +95,7 @@ def fits(x: Array, weight: Array, out: Any) -> bool:
 
 
 def linear(
-    x: Array, weight: Array, bias: Array, out: Any, *, tf32: bool = False, gelu: bool = False, residual: Array | None = None
+    x: Array, weight: Array, bias: Array, out: Any, *, gelu: bool = False, residual: Array | None = None
 ) -> Array:  # (M, K), (N, K), (N,) -> (M, N)
     """gelu(x W^T + bias), GELU in its tanh form, or x W^T + bias + residual; sums in float32.
 
@@ -82,35 +105,41 @@ def linear(
     (M, K), N = x.shape, len(weight)
     y = cp.empty((M, N), out)
     device = cp.cuda.Device().id
-    plan = _plan(device, M, N, K, str(x.dtype), str(out), tf32, gelu)
-    _check(
-        lt.cublasLtMatmulDescSetAttribute(
-            plan.description, BIAS_POINTER, ctypes.byref(ctypes.c_void_p(bias.data.ptr)), ctypes.c_size_t(8)
-        )
+    plan = _plan(device, M, N, K, x.dtype, out, gelu)
+    bias_pointer = ctypes.byref(ctypes.c_void_p(bias.data.ptr))
+    _check(lt.cublasLtMatmulDescSetAttribute(plan.description, BIAS_POINTER, bias_pointer, ctypes.c_size_t(8)))
+    added, beta = (y, 0.0) if residual is None else (residual, 1.0)
+    operands = (
+        ctypes.byref(ctypes.c_float(1)),
+        *(ctypes.c_void_p(weight.data.ptr), plan.w, ctypes.c_void_p(x.data.ptr), plan.x),
+        ctypes.byref(ctypes.c_float(beta)),
+        *(ctypes.c_void_p(added.data.ptr), plan.y, ctypes.c_void_p(y.data.ptr), plan.y),
     )
-    added = y if residual is None else residual
-    workspace = cp.empty(max(1, plan.heuristic.workspace), "uint8")
-    _check(
-        lt.cublasLtMatmul(
-            _handle(device),
-            plan.description,
-            ctypes.byref(ctypes.c_float(1)),
-            ctypes.c_void_p(weight.data.ptr),
-            plan.w,
-            ctypes.c_void_p(x.data.ptr),
-            plan.x,
-            ctypes.byref(ctypes.c_float(residual is not None)),
-            ctypes.c_void_p(added.data.ptr),
-            plan.y,
-            ctypes.c_void_p(y.data.ptr),
-            plan.y,
-            ctypes.byref(plan.heuristic),
-            ctypes.c_void_p(workspace.data.ptr),
-            ctypes.c_size_t(plan.heuristic.workspace),
-            ctypes.c_void_p(cp.cuda.get_current_stream().ptr),
-        )
-    )
+
+    def multiply(algorithm: Heuristic) -> None:
+        workspace = cp.empty(max(1, algorithm.workspace), "uint8")
+        room, stream = ctypes.c_size_t(algorithm.workspace), ctypes.c_void_p(cp.cuda.get_current_stream().ptr)
+        at = ctypes.c_void_p(workspace.data.ptr)
+        _check(lt.cublasLtMatmul(_handle(device), plan.description, *operands, ctypes.byref(algorithm), at, room, stream))
+
+    if _choosing.now and len(plan.algorithms) > 1:
+        plan.algorithms = [_fastest(multiply, plan.algorithms)]
+    multiply(plan.algorithms[0])
     return y
+
+
+def _fastest(multiply: Callable[[Heuristic], None], algorithms: list[Heuristic]) -> Heuristic:
+    times = [float("inf")] * len(algorithms)
+    for _ in range(ROUNDS):
+        for i, algorithm in enumerate(algorithms):
+            start, end = cp.cuda.Event(), cp.cuda.Event()
+            start.record()
+            for _ in range(CALLS):
+                multiply(algorithm)
+            end.record()
+            end.synchronize()
+            times[i] = min(times[i], cp.cuda.get_elapsed_time(start, end))
+    return algorithms[times.index(min(times))]
 
 
 def _check(status: int) -> None:
@@ -126,31 +155,30 @@ def _handle(device: int) -> ctypes.c_void_p:  # noqa: ARG001
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(device: int, M: int, N: int, K: int, of: str, out: str, tf32: bool, gelu: bool) -> Plan:
+def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool) -> Plan:
     """The library is column-major: y (M, N) by rows is Y (N, M) by columns, and Y = W^T X with W (K, N) and X (K, M)."""
     lt: Any = library()
     description, w, x, y, preference = (ctypes.c_void_p() for _ in range(5))
-    compute = COMPUTE_32F_FAST_TF32 if tf32 else COMPUTE_32F
-    _check(lt.cublasLtMatmulDescCreate(ctypes.byref(description), compute, TYPES["float32"]))
+    _check(lt.cublasLtMatmulDescCreate(ctypes.byref(description), COMPUTE_32F, TYPES["float32"]))
     epilogue = EPILOGUE_GELU_BIAS if gelu else EPILOGUE_BIAS
     for attribute, value in ((TRANSA, 1), (TRANSB, 0), (EPILOGUE, epilogue)):
         given = ctypes.byref(ctypes.c_int(value))
         _check(lt.cublasLtMatmulDescSetAttribute(description, attribute, given, ctypes.c_size_t(4)))
     for layout, dtype, rows, columns in ((w, of, K, N), (x, of, K, M), (y, out, N, M)):
         sizes = (ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows))
-        _check(lt.cublasLtMatrixLayoutCreate(ctypes.byref(layout), TYPES[dtype], *sizes))
+        _check(lt.cublasLtMatrixLayoutCreate(ctypes.byref(layout), TYPES[dtype.name], *sizes))
     _check(lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
     room = ctypes.byref(ctypes.c_uint64(WORKSPACE))
     _check(lt.cublasLtMatmulPreferenceSetAttribute(preference, MAX_WORKSPACE, room, ctypes.c_size_t(8)))
     for attribute in MIN_ALIGNMENTS:
         bytes_ = ctypes.byref(ctypes.c_uint32(ALIGNMENT))
         _check(lt.cublasLtMatmulPreferenceSetAttribute(preference, attribute, bytes_, ctypes.c_size_t(4)))
-    heuristic, found = Heuristic(), ctypes.c_int()
+    algorithms, found = (Heuristic * CANDIDATES)(), ctypes.c_int()
     status = lt.cublasLtMatmulAlgoGetHeuristic(
-        _handle(device), description, w, x, y, y, preference, 1, ctypes.byref(heuristic), ctypes.byref(found)
+        _handle(device), description, w, x, y, y, preference, CANDIDATES, algorithms, ctypes.byref(found)
     )
     _check(status)
     _check(lt.cublasLtMatmulPreferenceDestroy(preference))
     if not found.value:
         raise Error(f"cuBLASLt has no algorithm for ({M}, {K}) by ({K}, {N}) in {of}: report it with the GPU's name")
-    return Plan(description, w, x, y, heuristic)
+    return Plan(description, w, x, y, [algorithm for algorithm in algorithms[: found.value] if not algorithm.state])

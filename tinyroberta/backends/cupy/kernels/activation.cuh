@@ -1,7 +1,10 @@
 // Every hidden_act, by the numbers that ACTIVATIONS in ../__init__.py gives them. The exact forms, in float32.
 #pragma once
 
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * erfcf(x * -0.70710678118654752f); }
+__device__ __forceinline__ float exact_gelu(float x) {
+  float half = 0.5f * x;
+  return fmaf(half, erff(x * 0.70710678118654752f), half);
+}
 __device__ __forceinline__ float sigmoid(float x) {
   float e = expf(-fabsf(x));
   return (x < 0.f ? e : 1.f) / (1.f + e);
@@ -11,11 +14,11 @@ __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1
 __device__ __forceinline__ float activate(float x, int name) {
   switch (name) {
     case 1:
-      return gelu(x);
+      return exact_gelu(x);
     case 2:
       return 0.5f * x * (1.f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));  // gelu_new and its names
     case 3:
-      return fminf(fmaxf(gelu(x), -10.f), 10.f);  // gelu_10
+      return fminf(fmaxf(exact_gelu(x), -10.f), 10.f);  // gelu_10
     case 4:
       return x * sigmoid(1.702f * x);  // quick_gelu
     case 5:

@@ -12,6 +12,11 @@ struct Spread {
   }
 };
 
+template <int N>
+struct Count {  // a number for the compiler
+  static constexpr int value = N;
+};
+
 #define ATTENTION_ARGUMENTS                                                                                                   \
   const int *tiles, const int *query_start, const int *key_start, const int *key_length, int causal, i64 query_row,           \
       i64 key_batch, i64 key_head, i64 key_row, const float *bias, i64 bias_batch, i64 bias_head, i64 bias_row, i64 bias_key, \

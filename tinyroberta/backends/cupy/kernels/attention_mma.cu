@@ -1,19 +1,19 @@
-// softmax(q k^T / sqrt(d) + bias) v on the tensor cores: bf16 operands, float32 scores, softmax and sums.
+// softmax(q k^T / sqrt(d) + bias) v on the tensor cores: operands of T, float32 scores, softmax and sums.
 //
-// q, k, v, y of bf16; everything else as in attention.cu, whose algorithm this is (FlashAttention: Dao et al.
+// q, k, v, y of T, bf16 or f16; everything else as in attention.cu, whose algorithm this is (FlashAttention: Dao et al.
 // 2022; the warps share queries and not keys, as in FlashAttention-2: Dao 2023). Four warps have 16 queries each, with all 64
-// keys of a step: the scores' registers are, packed to bf16, the operand of the second product, so probabilities never pass
+// keys of a step: the scores' registers are, packed to T, the operand of the second product, so probabilities never pass
 // through memory. Keys and values of the next step are under way (cp.async) while this one's are used.
 // Launch: grid (tiles, H), 128 threads, 4 * 64 * (D + 8) * 2 bytes of dynamic shared memory.
 #include "primitives.cuh"
 #include "attention.cuh"
 
-template <int D, bool SPREAD>
-__global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__ q, const bf16* __restrict__ k,
-                                                        const bf16* __restrict__ v, bf16* __restrict__ y, ATTENTION_ARGUMENTS) {
+template <class T, int D, bool SPREAD>
+__global__ void __launch_bounds__(128, 2) attention_mma(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                                                        T* __restrict__ y, ATTENTION_ARGUMENTS) {
   constexpr int QUERIES = 64, KEYS = 64, PITCH = D + 8;
   extern __shared__ __align__(128) unsigned char shared[];
-  bf16* stages = reinterpret_cast<bf16*>(shared);  // two of keys and values
+  T* stages = reinterpret_cast<T*>(shared);  // two of keys and values
   int b = tiles[2 * blockIdx.x], q0 = tiles[2 * blockIdx.x + 1], h = blockIdx.y;
   if (b < 0) return;
   SPREADS;
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
   size_t base = b * key_batch + h * key_head + key_start[b] * key_row;
   i64 steps = size | query_row | key_batch | key_head | key_row;  // a multiple of 8 if all are
   bool aligned = steps % 8 == 0 && ((size_t)q | (size_t)k | (size_t)v) % 16 == 0;
-  auto bring = [&](bf16* to, const bf16* from, i64 row, int rows) {  // `rows` rows of `size` numbers as 64 of D
+  auto bring = [&](T* to, const T* from, i64 row, int rows) {  // `rows` rows of `size` numbers as 64 of D
     for (int i = thread; i < 64 * (D / 8); i += 128) {
       int r = i / (D / 8), c = i % (D / 8) * 8;
       bool inside = r < rows && c < size;
@@ -30,11 +30,11 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
     }
   };
   auto bring_keys = [&](int stage, int k0) {
-    bf16* to = stages + stage * 2 * KEYS * PITCH;
+    T* to = stages + stage * 2 * KEYS * PITCH;
     bring(to, k + base + k0 * key_row, key_row, keys - k0);
     bring(to + KEYS * PITCH, v + base + k0 * key_row, key_row, keys - k0);
   };
-  bf16* last_stage = stages + 2 * KEYS * PITCH;
+  T* last_stage = stages + 2 * KEYS * PITCH;
   bring(last_stage, q + (size_t)(first + q0) * query_row + h * size, query_row, queries - q0);
   fetch_commit();
   fetch_wait<0>();
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
     __syncthreads();  // this step's keys are here for all, and the other stage has been read by all
     if (k0 + KEYS < seen) bring_keys(stage ^ 1, k0 + KEYS);
     fetch_commit();
-    const bf16* sk = stages + stage * 2 * KEYS * PITCH;
-    const bf16* sv = sk + KEYS * PITCH;
+    const T* sk = stages + stage * 2 * KEYS * PITCH;
+    const T* sv = sk + KEYS * PITCH;
     float score[8][4] = {};
 #pragma unroll
     for (int c = 0; c < D / 16; c++)
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
       for (int j = 0; j < 4; j++) {
         u32 tile[4];
         load_tiles<false>(tile, sk + (j * 16 + lane % 8 + lane / 16 * 8) * PITCH + c * 16 + lane / 8 % 2 * 8);
-        mma(score[2 * j], query[c], tile[0], tile[1]);
-        mma(score[2 * j + 1], query[c], tile[2], tile[3]);
+        mma<T>(score[2 * j], query[c], tile[0], tile[1]);
+        mma<T>(score[2 * j + 1], query[c], tile[2], tile[3]);
       }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -98,14 +98,14 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
     }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      u32 p[4] = {packed(score[2 * c][0], score[2 * c][1]), packed(score[2 * c][2], score[2 * c][3]),
-                  packed(score[2 * c + 1][0], score[2 * c + 1][1]), packed(score[2 * c + 1][2], score[2 * c + 1][3])};
+      u32 p[4] = {packed<T>(score[2 * c][0], score[2 * c][1]), packed<T>(score[2 * c][2], score[2 * c][3]),
+                  packed<T>(score[2 * c + 1][0], score[2 * c + 1][1]), packed<T>(score[2 * c + 1][2], score[2 * c + 1][3])};
 #pragma unroll
       for (int j = 0; j < D / 16; j++) {
         u32 tile[4];
         load_tiles<true>(tile, sv + (c * 16 + lane % 16) * PITCH + j * 16 + lane / 16 * 8);
-        mma(sum[2 * j], p, tile[0], tile[1]);
-        mma(sum[2 * j + 1], p, tile[2], tile[3]);
+        mma<T>(sum[2 * j], p, tile[0], tile[1]);
+        mma<T>(sum[2 * j + 1], p, tile[2], tile[3]);
       }
     }
   }
@@ -115,13 +115,13 @@ __global__ void __launch_bounds__(128, 2) attention_mma(const bf16* __restrict__
     total[r] += __shfl_xor_sync(WHOLE_WARP, total[r], 1);
     total[r] += __shfl_xor_sync(WHOLE_WARP, total[r], 2);
     if (row >= queries) continue;
-    bf16* to = y + ((size_t)(first + row) * gridDim.y + h) * size;
+    T* to = y + ((size_t)(first + row) * gridDim.y + h) * size;
 #pragma unroll
     for (int j = 0; j < D / 8; j++)
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         int c = j * 8 + lane % 4 * 2 + e;
-        if (c < size) to[c] = rounded<bf16>(sum[j][r * 2 + e] / total[r]);
+        if (c < size) to[c] = rounded<T>(sum[j][r * 2 + e] / total[r]);
       }
   }
 }

@@ -1,7 +1,7 @@
 // The same attention with its probabilities written out, where they were asked for or a head is wider than the fused kernels
 // take.
 //
-// q, k, v, y of type T, float or bf16; probabilities: float, sequence b's (H, Sq, Sk) from the number starts[b] on,
+// q, k, v, y of type T, float, bf16 or f16; probabilities: float, sequence b's (H, Sq, Sk) from the number starts[b] on,
 // multiplied by head_mask. Everything else as in attention.cu. `probabilities` gives a query's row to a warp, its lanes taking
 // every 32nd key; `values` gives a query's d numbers to a warp.
 // Launch: grid (tiles, H), block (32, 4): 64 queries a block, a warp every fourth.

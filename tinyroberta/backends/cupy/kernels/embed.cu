@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(128) embed(const int* ids, const int* position
                                              const float* position, const float* token_type, float* x, int rows, int width) {
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
-  write<V>(embedded<V>(ids, positions, token_types, word, position, token_type, row, width), x + (size_t)row * width, width);
+  Embedded<V> sum = embedded<V>(ids, positions, token_types, word, position, token_type, row, width);
+  write<V>(sum, x + (size_t)row * width, width);
 }
 
 template <int V>
@@ -42,5 +43,5 @@ __global__ void __launch_bounds__(128)
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
   Embedded<V> sum = embedded<V>(ids, positions, token_types, word, position, token_type, row, width);
-  write<V>(normed<V>(sum, weight, bias, width, eps), y + (size_t)row * width, width);
+  normed<V>(sum, weight, bias, width, eps, [&](auto& numbers) { write<V>(numbers, y + (size_t)row * width, width); });
 }

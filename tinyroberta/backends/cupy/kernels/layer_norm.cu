@@ -1,7 +1,7 @@
 // y = (x - mean) / sqrt(variance + eps) * weight + bias, each row for itself (Ba et al. 2016; the two passes: norm.cuh).
 //
-// x (rows, width), weight, bias (width,) float; y (rows, width) float, or bf16 for the product that reads it; or, for
-// linear_sliced, y's rows cut into digits and scales (cut.cuh).
+// x (rows, width), weight, bias (width,) float; y (rows, width) float, or bf16 or f16 for the product that reads it; or, for
+// linear_sliced, y's rows cut into digits and scales (digits.cuh).
 // Launch: a warp a row, four rows a block: grid (rows / 4 rounded up), block (32, 4). V = 4 where width is a multiple of 4, else
 // 1.
 #include "primitives.cuh"
@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(128)
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
   size_t start = (size_t)row * width;
-  write<V>(normed<V>(Stored<V>{x + start}, weight, bias, width, eps), y + start, width);
+  normed<V>(Stored<V>{x + start}, weight, bias, width, eps, [&](auto& row) { write<V>(row, y + start, width); });
 }
 
 template <int V>
@@ -23,5 +23,6 @@ __global__ void __launch_bounds__(128) layer_norm_cut(const float* x, const floa
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
   size_t size = (size_t)(width + CUT_STEP - 1) / CUT_STEP * CUT_BYTES;
-  cut<V>(normed<V>(Stored<V>{x + (size_t)row * width}, weight, bias, width, eps), digits + row * size, scales + row, width);
+  normed<V>(Stored<V>{x + (size_t)row * width}, weight, bias, width, eps,
+            [&](auto& numbers) { cut<V>(numbers, digits + row * size, scales + row, width); });
 }

@@ -1,6 +1,6 @@
 // y = act(x w^T + bias) + residual in float32: the product that people read, and the route where cuBLASLt is absent.
 //
-// x (M, K), w (N, K), bias (N,), residual (M, N) or null, y (M, N), all float. GELU: the activation is the exact gelu, else none.
+// x (M, K), w (N, K), bias (N,), residual (M, N) or null, y (M, N), all float. gelu: the activation is the exact gelu, else none.
 // A block makes a 64 x 64 tile of y, 16 columns of K at a time: both operands' columns are brought to shared memory once and read
 // from there 64 times; a thread keeps a 4 x 4 piece of the tile in registers, so eight numbers read make sixteen products (the
 // tiled product of the CUDA C++ Programming Guide, with register blocking as in Volkov and Demmel 2008).
@@ -8,10 +8,9 @@
 #include "primitives.cuh"
 #include "activation.cuh"
 
-template <bool GELU>
 __global__ void __launch_bounds__(256)
     linear(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias,
-           const float* __restrict__ residual, float* __restrict__ y, int M, int N, int K) {
+           const float* __restrict__ residual, float* __restrict__ y, int M, int N, int K, int gelu) {
   constexpr int TILE = 64, DEPTH = 16;
   __shared__ float rows[DEPTH][TILE + 1], columns[DEPTH][TILE + 1];  // + 1: neighbours in a column fall into different banks
   int tx = threadIdx.x % 16, ty = threadIdx.x / 16, m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(256)
       int m = m0 + ty + 16 * i, n = n0 + tx + 16 * j;
       if (m >= M || n >= N) continue;
       float value = sum[i][j] + bias[n];
-      if (GELU) value = gelu(value);
+      if (gelu) value = exact_gelu(value);
       y[(size_t)m * N + n] = residual ? value + residual[(size_t)m * N + n] : value;
     }
 }

@@ -1,6 +1,6 @@
-// y = act(x w^T + bias) + residual on the tensor cores: bf16 operands, float32 sums.
+// y = act(x w^T + bias) + residual on the tensor cores: operands of T, float32 sums.
 //
-// x (M, K), w (N, K) of bf16; bias (N,) and y (M, N) of type Out, bf16 or float; residual (M, N) float or null. GELU:
+// x (M, K), w (N, K) of T, bf16 or f16; bias (N,) and y (M, N) of type Out, T or float; residual (M, N) float or null. gelu:
 // the activation is the exact gelu, else none. A block makes a 128 x 128 tile of y, its eight warps 64 x 32 each, by
 // mma.m16n8k16. Operands stream through three stages of shared memory, 32 columns of K each, so that two copies (cp.async) are
 // under way while one is used; rows are 40 numbers apart, which spreads ldmatrix's eight rows over all banks (the multistage
@@ -9,20 +9,20 @@
 #include "primitives.cuh"
 #include "activation.cuh"
 
-template <class Out, bool GELU>
+template <class T, class Out>
 __global__ void __launch_bounds__(256)
-    linear_mma(const bf16* __restrict__ x, const bf16* __restrict__ w, const Out* __restrict__ bias,
-               const float* __restrict__ residual, Out* __restrict__ y, int M, int N, int K) {
+    linear_mma(const T* __restrict__ x, const T* __restrict__ w, const Out* __restrict__ bias,
+               const float* __restrict__ residual, Out* __restrict__ y, int M, int N, int K, int gelu) {
   constexpr int TILE = 128, DEPTH = 32, PITCH = DEPTH + 8, STAGES = 3;
   extern __shared__ __align__(128) unsigned char shared[];
-  bf16* stages = reinterpret_cast<bf16*>(shared);
+  T* stages = reinterpret_cast<T*>(shared);
   int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, wm = warp % 2 * 64, wn = warp / 2 * 32;
   int m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
   bool aligned = K % 8 == 0 && ((size_t)x | (size_t)w) % 16 == 0;
   float sum[4][4][4] = {};
   auto bring = [&](int stage, int k0) {
-    bf16* rows = stages + stage * 2 * TILE * PITCH;
-    bf16* columns = rows + TILE * PITCH;
+    T* rows = stages + stage * 2 * TILE * PITCH;
+    T* columns = rows + TILE * PITCH;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int piece = thread + i * 256, r = piece / 4, c = piece % 4 * 8, m = m0 + r, n = n0 + r;
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(256)
     __syncthreads();
     if (step + STAGES - 1 < steps) bring((step + STAGES - 1) % STAGES, (step + STAGES - 1) * DEPTH);
     fetch_commit();
-    const bf16* rows = stages + step % STAGES * 2 * TILE * PITCH;
-    const bf16* columns = rows + TILE * PITCH;
+    const T* rows = stages + step % STAGES * 2 * TILE * PITCH;
+    const T* columns = rows + TILE * PITCH;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
       u32 a[4][4], b[2][4];
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) mma(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < 4; j++) mma<T>(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
   }
 #pragma unroll
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256)
         int m = m0 + wm + i * 16 + lane / 4 + e / 2 * 8, n = n0 + wn + j * 8 + lane % 4 * 2 + e % 2;
         if (m >= M || n >= N) continue;
         float value = sum[i][j][e] + number(bias[n]);
-        if (GELU) value = gelu(value);
+        if (gelu) value = exact_gelu(value);
         if (residual) value += residual[(size_t)m * N + n];
         y[(size_t)m * N + n] = rounded<Out>(value);
       }

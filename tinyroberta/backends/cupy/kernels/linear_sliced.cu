@@ -1,7 +1,7 @@
-// y = act(x w^T + bias) + residual, float32-accurate, on the integer tensor cores: products of digits are exact (cut.cuh).
+// y = act(x w^T + bias) + residual, float32-accurate, on the integer tensor cores: products of digits are exact (digits.cuh).
 //
 // x and w cut: digits (M, steps, 3, 64) and (N, steps, 3, 64) int8, scales (M,) and (N,); bias (N,) or null, residual (M, N) or
-// null, y (M, N), all float. GELU: the activation is the exact gelu, else none. Products of the digits i and j of one diagonal
+// null, y (M, N), all float. gelu: the activation is the exact gelu, else none. Products of the digits i and j of one diagonal
 // i + j add up exactly in int32 while steps is at most 512, whatever their order; then in float32, to the bit:
 //
 //   y = (c0 + (c1 2^-8 + (c2 2^-16 + c3 2^-24))) (scale_row scale_column) + bias
@@ -13,13 +13,13 @@
 // Launch: grid (N / 64, M / 128) rounded up, 256 threads, 79872 bytes of dynamic shared memory.
 #include "primitives.cuh"
 #include "activation.cuh"
-#include "cut.cuh"
+#include "digits.cuh"
 
-template <int DIAGONALS, bool GELU>
+template <int DIAGONALS>
 __global__ void __launch_bounds__(256)
     linear_sliced(const signed char* __restrict__ x, const float* __restrict__ x_scales, const signed char* __restrict__ w,
                   const float* __restrict__ w_scales, const float* __restrict__ bias, const float* __restrict__ residual,
-                  float* __restrict__ y, int M, int N, int steps) {
+                  float* __restrict__ y, int M, int N, int steps, int gelu) {
   constexpr int ROWS = 128, COLUMNS = 64, PIECES = CUT_BYTES / 16, PITCH = CUT_BYTES + 16, STAGES = 2;
   extern __shared__ __align__(128) unsigned char shared[];
   int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, wm = warp % 4 * 32, wn = warp / 4 * 32;
@@ -77,12 +77,9 @@ __global__ void __launch_bounds__(256)
       for (int e = 0; e < 4; e++) {
         int m = m0 + wm + i * 16 + lane / 4 + e / 2 * 8, n = n0 + wn + j * 8 + lane % 4 * 2 + e % 2;
         if (m >= M || n >= N) continue;
-        float value = (float)sum[DIAGONALS - 1][i][j][e];
-#pragma unroll
-        for (int d = DIAGONALS - 2; d >= 0; d--) value = fmaf(value, 0x1p-8f, (float)sum[d][i][j][e]);  // 2^-8 rounds nothing
-        // not one fused multiply-add, which would round once where the definition rounds twice
-        value = __fadd_rn(__fmul_rn(value, __fmul_rn(x_scales[m], w_scales[n])), bias ? bias[n] : 0.f);
-        if (GELU) value = gelu(value);
+        float scale = x_scales[m] * w_scales[n];
+        float value = combined<DIAGONALS>([&](int d) { return sum[d][i][j][e]; }, scale, bias ? bias[n] : 0.f);
+        if (gelu) value = exact_gelu(value);
         y[(size_t)m * N + n] = residual ? value + residual[(size_t)m * N + n] : value;
       }
 }
