@@ -188,14 +188,12 @@ def position_ids_of(
         return spread
     if pad is None:
         raise Error("config.pad_token_id is None, so positions cannot be counted: give position_ids")
-    if ids is None:
-        positions = np.broadcast_to(np.arange(pad + 1, pad + 1 + shape[1]), shape)
+    real = None if ids is None else ids != pad
+    if real is None or real.all():
+        start = pad + 1 + (0 if real is None else past)
+        positions = np.broadcast_to(np.arange(start, start + shape[1]), shape)
     else:
-        real = ids != pad
-        positions = np.cumsum(real, 1)  # (the count + past) * real + pad, in place: these may be many
-        positions += past
-        positions *= real
-        positions += pad
+        positions = (np.cumsum(real, 1) + past) * real + pad
     if absolute and positions.size and positions.max() >= limit:
         longest = int(positions.max()) - pad
         raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")
