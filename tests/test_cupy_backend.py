@@ -266,12 +266,20 @@ def test_sliced_products_equal_their_definition(
     assert sliced_misses(ops, shape, second) == 0
 
 
-@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize(("second", "columns"), [(False, 128), (False, 96), (True, 96)])
 def test_sliced_products_in_large_blocks_equal_their_definition(
-    ops: Any, order: str, monkeypatch: pytest.MonkeyPatch, second: bool
+    ops: Any, order: str, monkeypatch: pytest.MonkeyPatch, second: bool, columns: int
 ) -> None:  # noqa: ARG001
-    monkeypatch.setattr(ops, "BUSY", 1)  # a large block is enough to be busy
+    monkeypatch.setattr(ops, "_block", lambda *_: (2, columns, 4))
     assert sliced_misses(ops, (131, 130, 330), second) == 0
+
+
+def test_blocks_of_sliced_products_leave_few_multiprocessors_idle(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "multiprocessors", lambda: 132)
+    assert ops._block(128, 768, 3) == (1, 32, 6)
+    assert ops._block(4096, 768, 3) == (2, 96, 4)  # 256 tiles are two rounds, as the 192 larger ones would be
+    assert ops._block(4096, 3072, 3) == (2, 128, 4)
+    assert ops._block(4096, 768, 4) == (2, 96, 4)
 
 
 def test_sliced_rows_that_are_not_finite_are_theirs_alone(ops: Any, order: str) -> None:  # noqa: ARG001
@@ -941,11 +949,11 @@ def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplante
 
 
 def large_sliced_misses(ops: Any) -> int:
-    busy, ops.BUSY = ops.BUSY, 1
+    block, ops._block = ops._block, lambda *_: (2, 128, 4)
     try:
         return sliced_misses(ops, (131, 130, 330), False)
     finally:
-        ops.BUSY = busy
+        ops._block = block
 
 
 def not_finite_misses(ops: Any) -> int:

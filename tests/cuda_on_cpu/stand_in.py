@@ -403,6 +403,7 @@ class Device:
         self.id = number
 
     compute_capability = "90"
+    attributes = {"MultiProcessorCount": 4}
 
     def synchronize(self) -> None:
         refuse_while_capturing("a wait")

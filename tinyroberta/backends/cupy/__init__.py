@@ -79,7 +79,7 @@ KERNELS = {  # file: its kernels, as C++ names them
     "linear_mma.cu": [f"linear_mma<{x}, {y}>" for x in HALVES for y in (x, "float")],
     "linear_sliced.cu": ["linear_sliced<3>", "linear_sliced<4>"],
     "split.cu": ["split"],
-    "linear_sliced_wgmma.cu": [f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")],
+    "linear_sliced_wgmma.cu": [f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "3, 2, 96, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")],
 }
 HOPPER = ("attention_split.cu", "attention_wgmma.cu", "linear_sliced_wgmma.cu")  # for compute capability 9.0 alone
 SOURCES = {path.name: path.read_text() for path in sorted(Path(__file__).with_name("kernels").glob("*.cu*"))}
@@ -234,6 +234,16 @@ def _hopper(device: int) -> bool:
     return int(cp.cuda.Device(device).compute_capability) == 90
 
 
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return int(cp.cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+def multiprocessors() -> int:
+    """How many the current device has."""
+    return _multiprocessors(cp.cuda.Device().id)
+
+
 def hopper() -> bool:
     """Whether the current device has Hopper's matrix instructions."""
     return _hopper(cp.cuda.Device().id)
@@ -363,15 +373,21 @@ def _digit_product(x: Cut, w: Cut, diagonals: int, bias: Array | None, gelu: boo
         sizes = (np.int32(M), np.int32(N), np.int32(steps), np.int32(gelu))
         args = (x.digits, x.scales, w.digits, w.scales, bias, residual, y, *sizes)
         if hopper():
-            groups, columns, stages = 2, {3: 128, 4: 96}[diagonals], 4
-            if -(-N // columns) * -(-M // 128) < BUSY:
-                groups, columns, stages = 1, 32, 6
+            groups, columns, stages = _block(M, N, diagonals)
             name = f"linear_sliced_wgmma<{diagonals}, {groups}, {columns}, {stages}>"
             shared = 192 * stages * (64 * groups + columns) + 8 * columns
             launch(name, (-(-N // columns), -(-M // (64 * groups))), (128 * groups,), *args, shared=shared)
         else:
             launch(f"linear_sliced<{diagonals}>", (-(-N // 64), -(-M // 128)), (256,), *args, shared=79872)
     return y
+
+
+def _block(M: int, N: int, diagonals: int) -> tuple[int, int, int]:
+    """Warpgroups, columns and stages of linear_sliced_wgmma's block: a large one, unless it would leave multiprocessors idle."""
+    tiles = {columns: -(-M // 128) * -(-N // columns) for columns in ((128, 96) if diagonals == 3 else (96,))}
+    if max(tiles.values()) < BUSY:
+        return 1, 32, 6
+    return 2, min(tiles, key=lambda columns: -(-tiles[columns] // multiprocessors()) * columns), 4
 
 
 def _elementwise(x: Array, name: int, residual: Array | None = None, y: Array | None = None) -> Array:
