@@ -1,4 +1,4 @@
-"""What kernels take of a real GPU, by the backend's own compiler: no driver, no GPU, no CuPy. Needs the wheel nvidia-cuda-nvrtc."""
+"""What kernels take of a real GPU, by the backend's own compiler and without a GPU or CuPy. Needs the wheel nvidia-cuda-nvrtc."""
 
 import functools
 import importlib.util

@@ -334,7 +334,7 @@ def passed(where: str, arg: Any, word: str) -> Any:
 
 
 class RawModule:
-    """From a source, with the flag that CuPy adds of its own; or from the file of one that was compiled before, by NVRTC below."""
+    """From a source, with the flag that CuPy adds of its own; or from the file of one that was compiled before, by NVRTC."""
 
     def __init__(self, *, code: str = "", path: str = "", name_expressions: Sequence[str] = ()) -> None:
         names, options = name_expressions, ["-ftz=true"]
@@ -403,7 +403,7 @@ class Device:
         self.id = number
 
     compute_capability = "90"
-    attributes = {"MultiProcessorCount": 4}
+    attributes = property(lambda _: {"MultiProcessorCount": 4})
 
     def synchronize(self) -> None:
         refuse_while_capturing("a wait")

@@ -1,8 +1,9 @@
 """The GPU: every op as launches of this package's own CUDA kernels, through CuPy, and products by cuBLASLt where it is installed.
 
 backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout; "high" gives products
-and attention float16 operands, which have as many digits as TF32 at twice its speed, and float32 sums; "medium" bf16 operands
-likewise; both keep norms' insides, softmax and the residual stream in float32. Results are CuPy arrays; nothing waits for the GPU.
+and attention float16 operands, which have as many digits as TF32 at twice its speed (but end at 65504: what is larger becomes
+infinite), and float32 sums; "medium" bf16 operands likewise; both keep norms' insides, softmax and the residual stream in
+float32. Results are CuPy arrays; nothing waits for the GPU.
 
 For "highest" there are two routes: exact products of 8-bit digits on the integer tensor cores (digits.cuh), and plain float32.
 TINYROBERTA_GPU=sliced|float chooses one; `python -m benchmarks.gpu` times both. Kernels named wgmma or split are Hopper's alone.
@@ -64,7 +65,9 @@ KERNELS = {  # file: its kernels, as C++ names them
         if x == "float" or x == y
     ],
     "attention.cu": [f"attention<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
-    "attention_mma.cu": [f"attention_mma<{x}, {d}, {spread}>" for x, d, spread in product(HALVES, (32, 64, 128), ("false", "true"))],
+    "attention_mma.cu": [
+        f"attention_mma<{x}, {d}, {spread}>" for x, d, spread in product(HALVES, (32, 64, 128), ("false", "true"))
+    ],
     "attention_probs.cu": [f"{name}<{x}>" for name, x in product(("probabilities", "values"), ("float", *HALVES))],
     "attention_split.cu": ["attention_split"],
     "attention_wgmma.cu": [f"attention_wgmma<{x}>" for x in HALVES],
@@ -79,7 +82,9 @@ KERNELS = {  # file: its kernels, as C++ names them
     "linear_mma.cu": [f"linear_mma<{x}, {y}>" for x in HALVES for y in (x, "float")],
     "linear_sliced.cu": ["linear_sliced<3>", "linear_sliced<4>"],
     "split.cu": ["split"],
-    "linear_sliced_wgmma.cu": [f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "3, 2, 96, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")],
+    "linear_sliced_wgmma.cu": [
+        f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "3, 2, 96, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")
+    ],
 }
 HOPPER = ("attention_split.cu", "attention_wgmma.cu", "linear_sliced_wgmma.cu")  # for compute capability 9.0 alone
 SOURCES = {path.name: path.read_text() for path in sorted(Path(__file__).with_name("kernels").glob("*.cu*"))}
@@ -315,10 +320,8 @@ def linear(
     later = name if not fused else 0
     alone = later or (by_library and (fused or residual is None or residual.dtype != out))
     added = None if alone else residual
-    if by_library:
-        y = cublaslt.linear(x, w, bias, out, gelu=fused, residual=added)
-    else:
-        y = _own_linear(x, w, bias, out, fused, added)
+    multiply = cublaslt.linear if by_library else _own_linear
+    y = multiply(x, w, bias, out, fused, added)
     if later or (residual is not None and added is None):
         _elementwise(y, later, residual, y)
     return y
@@ -631,9 +634,9 @@ def running(settings: Settings) -> Iterator[None]:  # noqa: ARG001
 def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
     """The encoder `compute`, recorded as a CUDA graph when a size comes for the second time and from then on played again.
 
-    Up to RECORDED_TOKENS, where the launches would cost more than the work; past them a size that comes again has its products timed
-    and chosen. A recording's size is tokens rounded up to 64 and sequences to a power of two; the rows beyond are computed from
-    whatever is there and read by nobody, since no op mixes rows but attention, and that within sequences.
+    Up to RECORDED_TOKENS, where the launches would cost more than the work; past them a size that comes again has its products
+    timed and chosen. A recording's size is tokens rounded up to 64 and sequences to a power of two; the rows beyond are computed
+    from whatever is there and read by nobody, since no op mixes rows but attention, and that within sequences.
     """
 
     def run(ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Array:

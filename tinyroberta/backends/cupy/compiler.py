@@ -34,7 +34,8 @@ def library() -> Any:
     spec = importlib.util.find_spec("nvidia")
     roots = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
     folders = [root / part / "lib" for part in ("cu13", "cuda_nvrtc") for root in roots]
-    folders += [Path(root) / "lib64" for root in (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda") if root]
+    toolkits = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    folders += [Path(root) / "lib64" for root in toolkits if root]
     found = [path for folder in folders for path in sorted(folder.glob("libnvrtc.so.*"), key=lambda path: len(path.name))]
     for name in (*map(str, found), "libnvrtc.so.13", "libnvrtc.so.12"):
         try:

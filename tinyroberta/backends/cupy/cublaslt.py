@@ -95,7 +95,7 @@ def fits(x: Array, weight: Array, out: Any) -> bool:
 
 
 def linear(
-    x: Array, weight: Array, bias: Array, out: Any, *, gelu: bool = False, residual: Array | None = None
+    x: Array, weight: Array, bias: Array, out: Any, gelu: bool = False, residual: Array | None = None
 ) -> Array:  # (M, K), (N, K), (N,) -> (M, N)
     """gelu(x W^T + bias), GELU in its tanh form, or x W^T + bias + residual; sums in float32.
 
