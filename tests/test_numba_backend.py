@@ -330,13 +330,13 @@ def test_products_hand_on_bf16(tokens: int) -> None:
         x, weight, bias = (random.standard_normal(s, dtype=np.float32) for s in ((tokens, into), (out, into), out))
         x[-1, 0] = np.nan
         held = prepared(weight, "medium")
-        exact = ops.linear(x, held, bias, activation=name)
+        if name == "gelu":  # the rough one, whose bound test_the_stated_bounds_of_the_polynomials holds
+            exact = elementwise.activation(ops.linear(x, held, bias), elementwise.ROUGH_GELU)
+        else:
+            exact = ops.linear(x, held, bias, activation=name)
         whole = ops.linear(x, held._replace(gives=gemm.HALVES), bias, activation=name)
         assert whole.dtype == BF16
-        if name == "gelu":  # rougher, but by less than rounding
-            np.testing.assert_allclose(whole.astype(np.float32), exact, rtol=2**-8, atol=6e-5)
-        else:
-            np.testing.assert_array_equal(whole.astype(np.float32), exact.astype(BF16).astype(np.float32))
+        np.testing.assert_array_equal(whole.astype(np.float32), exact.astype(BF16).astype(np.float32))
         cut = ops.linear(x, held._replace(gives=gemm.BLOCKS), bias, activation=name)
         np.testing.assert_array_equal(ops.to_numpy(cut), whole.astype(np.float32))
         if name != "sigmoid":  # what stands beside the last column meets zeros only
@@ -411,7 +411,10 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     assert np.max(np.abs(erf - np.array([math.erf(value) for value in exact.tolist()]))) < 2.5e-7
     filled = exact != 0
     assert np.max(np.abs(tanh[filled] / np.tanh(exact[filled]) - 1)) < 5e-7
-    assert np.max(np.abs(gelu - exact * 0.5 * (1 + np.array([math.erf(value / 2**0.5) for value in exact.tolist()])))) < 6e-5
+    # Phi's polynomial is as good as its clipping: off by what lies beyond the clip, Phi(-4.2), a few float32 roundings more
+    phi = 0.5 * np.array([math.erfc(-value / 2**0.5) for value in exact.tolist()])
+    side, within = float(elementwise.SIDE), np.minimum(np.abs(exact), elementwise.SIDE)
+    assert np.all(np.abs(gelu - exact * phi) <= 0.5 * math.erfc(side / 2**0.5) * within * 1.01 + 4 * UNIT * np.abs(exact))
     assert (values(np.repeat(np.array([-np.inf, -104], np.float32), 8))[[0, 3, 5]] == 0).all()
 
 
@@ -590,7 +593,8 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
             for x, played in zip(given, found, strict=True):
                 np.testing.assert_array_equal(model(x, mask).last_hidden_state, played)
         other = model(given[0][:1], mask[:1]).last_hidden_state  # another size between
-        np.testing.assert_array_equal(other[0], found[0][0])
+        if path != "blas":  # what BLAS sums in which order is up to the number of rows
+            np.testing.assert_array_equal(other[0], found[0][0])
         np.testing.assert_array_equal(model(given[1], mask).last_hidden_state, found[1])
 
 
@@ -601,6 +605,19 @@ def test_sizes_of_no_more_than_so_many_tokens_are_recorded(monkeypatch: pytest.M
         for _ in range(3):
             model(np.full((1, tokens), 5))
     assert [size[0] for size in model.weights.recordings] == [5, 6]
+
+
+@pytest.mark.parametrize(("name", "value"), [("layer_norm_eps", 0.5), ("hidden_act", "relu"), ("chunk_size_feed_forward", 5)])
+def test_a_recording_is_of_one_configuration(name: str, value: Any) -> None:
+    ids, mask = texts()
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    before = [model(ids, mask).last_hidden_state for _ in range(4)][-1]
+    config, model.config = model.config, dataclasses.replace(model.config, **{name: value})
+    fresh = tinyroberta.RobertaPreLayerNormModel(model.config, model.tensors, backend="numba")
+    for _ in range(4):
+        np.testing.assert_array_equal(model(ids, mask).last_hidden_state, fresh(ids, mask).last_hidden_state)
+    model.config = config
+    np.testing.assert_array_equal(model(ids, mask).last_hidden_state, before)
 
 
 def test_python_threads_may_share_a_model() -> None:

@@ -344,7 +344,8 @@ class RobertaPreLayerNormPreTrainedModel:
         plain = plain and all(extra is None for extra in (call.bias, call.head_mask, call.cache, call.source))
         with ops.running(self.settings):
             if plain:  # nothing but the last hidden state is wanted, so a backend may play what it recorded
-                last = ops.recorded(lambda *rows: encode(*rows).last, self.weights, config.head_size)(*inputs)
+                fixed = tuple(x for x in call if x is not call.sequences)
+                last = ops.recorded(lambda *rows: encode(*rows).last, self.weights, config.head_size, fixed)(*inputs)
                 encoded = forward.Encoded(last, [], [], [])
             else:
                 encoded = encode(*inputs)

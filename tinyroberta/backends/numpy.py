@@ -256,8 +256,16 @@ def to_numpy(x: Array) -> Array:
     return x
 
 
-def recorded(compute: Callable[..., Array], weights: Any, head_size: int) -> Callable[..., Array]:  # noqa: ARG001
-    """compute(ids, positions, token_types, sequences), which a backend may record once and play again; here it is itself."""
+def recorded(
+    compute: Callable[..., Array],
+    weights: Any,
+    head_size: int,
+    fixed: tuple[Any, ...],  # noqa: ARG001
+) -> Callable[..., Array]:
+    """compute(ids, positions, token_types, sequences), which a backend may record once and play again; here it is itself.
+
+    `fixed` is all else that it reads, of the configuration and of the call: what was recorded under another is not played.
+    """
     return compute
 
 

@@ -240,10 +240,11 @@ class Prepared(dict[str, Any]):
 RECORDED_TOKENS = 1024  # of all sizes that are held
 
 
-def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
+def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int, fixed: tuple[Any, ...]) -> Callable[..., Array]:
     """The encoder `compute`; what a size of input has run is played the third time it comes, without Python in between.
 
-    Of one short text's time Python would take a third, of 1024 tokens' a thirtieth. A size is the lengths of all sequences.
+    Of one short text's time Python would take a third, of 1024 tokens' a thirtieth. A size is the lengths of all sequences, and
+    what is `fixed`.
     """
 
     def run(*given: Any) -> Array:
@@ -251,7 +252,7 @@ def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -
         if len(rows[2]) > RECORDED_TOKENS:
             return compute(*given)
         lengths = (np.asarray(x).tobytes() for x in sequences[:3])
-        size = (len(rows[2]), *lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path())
+        size = (len(rows[2]), *lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path(), fixed)
         known = weights.recordings
         held = known.pop(size, NEW)  # meanwhile another Python thread does not find it
         if held == SEEN:
