@@ -2,12 +2,15 @@
 of sliced products.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from tinyroberta import Cache, RobertaPreLayerNormConfig
+from tinyroberta.backends import load_backend
 
+UNIT = 2.0**-24  # float32's rounding of a number near 1
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6}  # relative, in the Frobenius norm
 
 BY_TOKEN = {"last_hidden_state": 3, "hidden_states": 3, "logits": 3, "start_logits": 2, "end_logits": 2}  # and their rank
@@ -76,6 +79,38 @@ def new_model(cls: type, config: RobertaPreLayerNormConfig, seed: int = 0, **run
         if gain or name.endswith("bias"):
             tensors[name] = np.float32(gain) + np.float32(0.3) * random.standard_normal(x.shape, np.float32)
     return cls(config, tensors, **running)
+
+
+def shaken(model: Any, seed: int) -> Any:
+    """A model in float64 of which every weight, operand and result is moved at random: Monte Carlo arithmetic (Parker 1997).
+
+    By up to half a step of 24 bits of the row's largest number, which is how digits are rounded, and what float32 rounds at most.
+    How far its outputs then are from the model's own is what no arithmetic of 24 bits can be blamed for.
+    """
+    definition, random = load_backend("numpy"), np.random.default_rng(seed)
+
+    def shake(x: Array) -> Array:
+        return x + UNIT * np.abs(x).max(-1, keepdims=True) * random.uniform(-1, 1, x.shape)
+
+    def shake_tree(tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: shake_tree(x) if isinstance(x, dict) else shake(x.astype(np.float64)) for key, x in tree.items()}
+
+    def attention(q: Array, k: Array, v: Array, *others: Any) -> Any:
+        out, probabilities = definition.attention(shake(q), shake(k), shake(v), *others)
+        return shake(out), probabilities and [shake(p) for p in probabilities]
+
+    shaking = {
+        "embed": lambda *given: shake(definition.embed(*given)),
+        "layer_norm": lambda x, weight, bias, eps: shake(definition.layer_norm(shake(x), weight, bias, eps)),
+        "linear": lambda x, *others, **more: shake(definition.linear(shake(x), *others, **more)),
+        "attention": attention,
+        "relative": lambda *given: shake(definition.relative(*given)),
+        "prepare": lambda tree, settings: definition.prepare(shake_tree(tree), settings),
+    }
+    kind = type(model)
+    return type(kind.__name__, (kind,), {"ops": SimpleNamespace(**vars(definition) | shaking)})(
+        model.config, model.tensors, backend="numpy", dtype="float64"
+    )
 
 
 def digits(x: Array, count: int) -> tuple[Array, Array]:  # (T, K) -> (count, T, K) int64, (T,)

@@ -4,6 +4,7 @@ The reference is always transformers in float64 with plain attention. Where vers
 positions, pruning, masks that are 3-D or not 0 and 1) it is not drawn.
 """
 
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from models_for_tests import TOLERANCE, Arrays, as_skipped, flatten, new_model, worst
+from models_for_tests import TOLERANCE, UNIT, Arrays, as_skipped, flatten, new_model, relative_error, shaken
 
 import tinyroberta
 from tinyroberta.models import CLASSES
@@ -270,30 +271,53 @@ def expect(model: Any, example: Example) -> list[tuple[Arrays, Arrays]]:
     return results
 
 
-def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], padding: Any) -> None:
-    """Our outputs of each call against the expected ones."""
-    past = None
-    for step, whole in expected:
+def ask_ours(model: Any, example: Example, steps: list[Arrays], padding: Any) -> list[Arrays]:
+    """Our arrays of each call."""
+    past, found = None, []
+    for step in steps:
         options = options_of(example, step) | ({"past_key_values": past} if past is not None else {})
         with warnings.catch_warnings():
             output = model(**step, **options, padding=padding)
         past = output.past_key_values if example.cached else None
-        found = flatten(output.items())
+        found.append(flatten(output.items()))
+        if past is not None and example.seed % 2:
+            past = tuple(tuple(np.array(x) for x in layer) for layer in past)
+    return found
+
+
+DRAWS = 16
+SHARE = 4  # of that root mean square; one of 652 fields of 60 models reached 3.3 times it, on any path and by NumPy
+
+
+def allowed(model: Any, example: Example, steps: list[Arrays], padding: Any) -> list[dict[str, float]]:
+    """How far from exact each field of each call may be in float32: as far as it moves when all it is made of is rounded.
+
+    The root mean square over draws, with the rounding of the field itself.
+    """
+    exact = ask_ours(type(model)(model.config, model.tensors, backend="numpy", dtype="float64"), example, steps, padding)
+    draws = [ask_ours(shaken(model, seed), example, steps, padding) for seed in range(DRAWS)]
+    bounds = []
+    for place, fields in enumerate(exact):
+        moved = {name: [np.linalg.norm(draw[place][name] - x) for draw in draws] for name, x in fields.items()}
+        own = {name: UNIT * np.linalg.norm(x) for name, x in fields.items()}
+        bounds.append({name: SHARE * (math.sqrt(np.mean(np.square(moved[name]))) + own[name]) for name in fields})
+    return bounds
+
+
+def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], padding: Any, bounds: Any) -> None:
+    """Our outputs of each call against the expected ones, in float32 within the bounds."""
+    steps = [step for step, _ in expected]
+    for place, (found, (step, whole)) in enumerate(zip(ask_ours(model, example, steps, padding), expected, strict=True)):
         wanted = as_skipped(whole, step) if padding == "skip" else whole
         if example.cached and not any(name.startswith("past_key_values") for name in wanted):
             found = {name: x for name, x in found.items() if not name.startswith(("past_key_values", "pooler_output"))}
             wanted = {name: x for name, x in wanted.items() if name != "pooler_output"}
-        if past is not None and example.seed % 2:
-            past = tuple(tuple(np.array(x) for x in layer) for layer in past)
-        if model.backend != "numpy":  # a few numbers whose terms cancel: an error of their size, or of numbers of size 1
-            few = {name: x for name, x in wanted.items() if x.size < 8}
-            wanted = {name: x for name, x in wanted.items() if name not in few}
-            for name, x in few.items():
-                off = np.linalg.norm(found.pop(name) - x) / max(np.linalg.norm(x), x.size**0.5)
-                assert off <= TOLERANCE[example.dtype], (name, padding)
-        error, field = worst(found, wanted)
-        assert error <= TOLERANCE[example.dtype], (field, padding)
+        assert sorted(found) == sorted(wanted)
         for name, x in wanted.items():
+            if example.dtype == "float64":
+                assert relative_error(found[name], x) <= TOLERANCE["float64"], (name, padding)
+            else:
+                assert np.linalg.norm(found[name] - x) <= bounds[place][name], (name, padding)
             assert not found[name][(x == 0) & (whole[name] != 0)].any(), name
 
 
@@ -307,10 +331,10 @@ def check(model: Any, example: Example, expected: list[tuple[Arrays, Arrays]], p
 def test_equal_to_transformers(example: Example) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours, reference = make(example, Path(folder))
-    expected = expect(reference, example)
-    models = [ours]
+    expected, models = expect(reference, example), [ours]
     if example.dtype == "float32":
         models.append(type(ours)(ours.config, ours.tensors))  # the default backend
-    for model in models:
-        for padding in ("compute", "skip"):
-            check(model, example, expected, padding)
+    for padding in ("compute", "skip"):
+        bounds = allowed(ours, example, [step for step, _ in expected], padding) if example.dtype == "float32" else None
+        for model in models:
+            check(model, example, expected, padding, bounds)

@@ -258,8 +258,8 @@ def to_numpy(x: Array) -> Array:
 
 def recorded(
     compute: Callable[..., Array],
-    weights: Any,
-    head_size: int,
+    weights: Any,  # noqa: ARG001
+    head_size: int,  # noqa: ARG001
     fixed: tuple[Any, ...],  # noqa: ARG001
 ) -> Callable[..., Array]:
     """compute(ids, positions, token_types, sequences), which a backend may record once and play again; here it is itself.
