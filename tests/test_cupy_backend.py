@@ -30,6 +30,7 @@ from tinyroberta.backends import Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
 from tinyroberta.config import ACTIVATIONS, CONFIGS
 from tinyroberta.models import CLASSES
+from tinyroberta.weights.names import nest
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
 
@@ -39,6 +40,7 @@ NVRTC = stand_in.NVRTC()
 BF16 = ml_dtypes.bfloat16
 UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
 UNITS = {np.dtype(np.float32): UNIT, np.dtype(np.float16): 2.0**-11, np.dtype(BF16): UNIT_BF16}
+OUT_OF_F16 = (np.dtype(np.float32), np.dtype(np.float16))
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
 WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
@@ -149,6 +151,10 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
     x, w, bias = (a.astype(ops.OPERANDS[precision]).astype(np.float32) for a in (x, w, bias))  # exact: of the same operands
     tree = ops.prepare({"intermediate": {"dense": {"weight": w, "bias": bias}}, "other": {"weight": w, "bias": bias}},
                        Settings(matmul_precision=precision))  # fmt: skip
+    layers = [tree["other"], tree["intermediate"]["dense"]]
+    if precision == "high":  # these are TF32's, since nothing bounds their rows; where something does:
+        half = ops.cp.asarray(w.astype(np.float16))
+        layers += [{"weight": ops.Dense(half, precision, out), "bias": ops.cp.asarray(bias.astype(out))} for out in OUT_OF_F16]
     exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
     # digits are steps of a row's largest number, 2^-23; the products left out are of that size too, and their signs are random
     largest = np.abs(x).max(1, keepdims=True) * np.abs(w).max(1)
@@ -164,10 +170,11 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
         wanted = exact if activation is None else definition.activation(exact, activation)
         wanted = wanted if added is None else wanted + added
         gelu = 5e-4 if activation == "gelu" and precision == "medium" and route == "cuBLASLt" else 0.0  # its tanh form
-        for weights in (tree["other"], tree["intermediate"]["dense"]):
+        for weights in layers:
             y = ops.linear(
                 ops.asarray(x), **weights, activation=activation, residual=None if added is None else ops.asarray(added)
             )
+            assert y.dtype == getattr(weights["weight"], "out", np.float32)
             rounded = UNITS[y.dtype]
             # no activation has a slope above 1.13; results of 16 bits are rounded before an activation and a residual, and after
             bound = 1.2 * (((K + 4) * UNIT + rounded) * size + steps) + gelu + 2 * rounded * (np.abs(wanted) + 1)
@@ -458,6 +465,11 @@ CONFIG = RobertaPreLayerNormConfig(
 )
 
 
+def fields_of(config: RobertaPreLayerNormConfig) -> dict[str, Any]:
+    """What another family's configuration of the same sizes is made of."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init and f.name != "model_type"}
+
+
 def ragged(lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
     random = np.random.default_rng()
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(int)
@@ -589,10 +601,10 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-THREE = [("highest", "cuBLASLt"), ("medium", "cuBLASLt"), ("highest", "sliced")]
+FOUR = [("highest", "cuBLASLt"), ("high", "cuBLASLt"), ("medium", "cuBLASLt"), ("highest", "sliced")]
 
 
-@pytest.mark.parametrize(("precision", "route"), THREE)
+@pytest.mark.parametrize(("precision", "route"), FOUR)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_features(ops: Any, feature: str, precision: str, route: str) -> None:
     use(ops, route)
@@ -604,12 +616,11 @@ def test_features(ops: Any, feature: str, precision: str, route: str) -> None:
         alike(model(**inputs), exact(**inputs), tolerance)
 
 
-@pytest.mark.parametrize(("precision", "route"), THREE)
+@pytest.mark.parametrize(("precision", "route"), FOUR)
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta-xl"])
 def test_other_families(ops: Any, family: str, precision: str, route: str) -> None:
     use(ops, route)
-    fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(CONFIG) if f.init and f.name != "model_type"}
-    config = CONFIGS[family](**fields)
+    config = CONFIGS[family](**fields_of(CONFIG))
     name = {"roberta": "RobertaForMaskedLM", "xlm-roberta-xl": "XLMRobertaXLForMaskedLM"}[family]
     model, exact = pair(name, config, matmul_precision=precision)
     for given in ({}, {}, {}, {"output_hidden_states": True}):
@@ -632,7 +643,7 @@ def test_labels(ops: Any, name: str) -> None:  # noqa: ARG001
         alike(model(**inputs, **labels), exact(**inputs, **labels), 1e-5)
 
 
-@pytest.mark.parametrize(("precision", "route"), THREE)
+@pytest.mark.parametrize(("precision", "route"), FOUR)
 def test_a_cache_gives_what_the_whole_text_gives(ops: Any, precision: str, route: str) -> None:
     use(ops, route)
     config = dataclasses.replace(CONFIG, is_decoder=True)
@@ -686,6 +697,246 @@ def test_tied_weights_are_moved_once(ops: Any) -> None:
     tree = ops.prepare({"embeddings": {"word_embeddings": {"weight": word}},
                         "lm_head": {"decoder": {"weight": word, "bias": np.zeros(8, np.float32)}}}, Settings())  # fmt: skip
     assert tree["lm_head"]["decoder"]["weight"].array is tree["embeddings"]["word_embeddings"]["weight"]
+
+
+# f16, where no text can leave its range.
+
+POST_NORM = CONFIGS["roberta"](**fields_of(CONFIG))
+ATTENTION = {"attention.self", "attention.output.dense"}
+FEED_FORWARD = {"intermediate.dense", "output.dense"}
+OWN_NORMS = {"attention.LayerNorm", "intermediate.LayerNorm"}
+BIG = [2, 30]  # channels
+
+
+def weights_like_trained(config: RobertaPreLayerNormConfig) -> dict[str, Any]:
+    """Tensors of trained models' sizes."""
+    random = np.random.default_rng()
+    kind = tinyroberta.RobertaForMaskedLM if config is POST_NORM else tinyroberta.RobertaPreLayerNormForMaskedLM
+    tensors = {name: np.array(x, np.float32) for name, x in kind(config, backend="numpy").tensors.items()}
+    for name, x in tensors.items():
+        if "LayerNorm" in name or "layer_norm" in name or name.endswith("bias"):
+            x += random.standard_normal(x.shape) / 3
+    return tensors
+
+
+def halves_of(ops: Any, tensors: dict[str, Any]) -> set[str]:
+    return {".".join(path).removeprefix("encoder.layer.") for path in ops.halves(nest(tensors))}
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_no_row_comes_further_than_its_bound(ops: Any, post_norm: bool) -> None:  # noqa: ARG001
+    from tinyroberta.backends.cupy import half
+
+    random = np.random.default_rng()
+    weight, (gain, shift), bias = random.standard_normal((90, 48)), random.standard_normal((2, 48)), random.standard_normal(90)
+    norms = [{"weight": gain, "bias": shift}, {"weight": gain / 2, "bias": shift}][: 1 + post_norm]
+    made = half._made({"weight": weight, "bias": bias}, norms)
+    rows = np.concatenate([random.standard_normal((20000, 48)), weight * gain, -weight * gain, 1e8 * np.eye(48)])
+    for norm in norms:
+        normed = definition.layer_norm(rows, norm["weight"], norm["bias"], 1e-12)
+        assert (np.abs(normed).max(0) <= half._normed(norm).most).all()
+        np.testing.assert_allclose(np.sqrt(np.square(normed[:20000]).mean(0)), half._normed(norm).mean, 0.05)
+        y = normed @ weight.T + bias
+        assert (np.abs(y).max(0) <= made.most).all()
+    first = definition.layer_norm(rows, gain, shift, 1e-12) @ weight.T + bias
+    assert (np.abs(first).max(0) > 0.9 * made.most).all()  # rows made for it come near
+    assert (half._made({"weight": weight, "bias": bias + 1e4 * (np.arange(90) == 7)}, norms).most[7] > 9e3).all()
+    huge = {"weight": np.ones(2), "bias": np.full(2, 1e7)}  # what cancels in the weights is rounded first
+    assert half._made({"weight": np.array([[1.0, -1.0]]), "bias": np.zeros(1)}, [huge]).most[0] > 2e7 * 2.0**-11
+
+
+def by(factor: float, *parts: str, only: Any = ...) -> Callable[[dict[str, Any]], None]:
+    """Multiply tensors of the first layer, those that it has, or channels of theirs."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in (f"encoder.layer.0.{part}" for part in parts):
+            if name in tensors:
+                tensors[name][only] *= np.float32(factor)
+
+    return change
+
+
+def set_to(value: float, part: str, at: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda tensors: tensors[f"encoder.layer.0.{part}"].__setitem__(at, value)
+
+
+def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def change(tensors: dict[str, Any]) -> None:
+        for each in changes:
+            each(tensors)
+
+    return change
+
+
+SPOILT: dict[str, tuple[Callable[[dict[str, Any]], None], set[str]]] = {  # what is changed, what is not f16 any more
+    "nothing": (lambda _: None, set()),
+    "gains": (by(3e4, "attention.LayerNorm.weight"), ATTENTION),
+    "shifts": (set_to(1e5, "attention.LayerNorm.bias", 3), ATTENTION),
+    "gains that leave nothing": (by(1e-9, "intermediate.LayerNorm.weight", "intermediate.LayerNorm.bias"), FEED_FORWARD),
+    "keys": (by(1e4, "attention.self.key.weight"), ATTENTION),
+    "one number of a key": (set_to(7e4, "attention.self.key.weight", (3, 4)), ATTENTION),
+    "a query's bias": (set_to(1e6, "attention.self.query.bias", 5), ATTENTION),
+    "values that are too small": (by(1e-5, "attention.self.value.weight", "attention.self.value.bias"), ATTENTION),
+    "the context's weight": (set_to(1e6, "attention.output.dense.weight", (0, 0)), {"attention.output.dense"}),
+    "the context's weight, too small": (by(1e-10, "attention.output.dense.weight"), {"attention.output.dense"}),
+    "the inner weight": (by(1e5, "intermediate.dense.weight"), FEED_FORWARD),
+    "a NaN": (set_to(math.nan, "intermediate.dense.weight", (1, 1)), FEED_FORWARD),
+    "the inner bias": (set_to(-4e4, "intermediate.dense.bias", 5), FEED_FORWARD),
+    "the second weight": (set_to(math.inf, "output.dense.weight", (1, 1)), {"output.dense"}),
+}
+
+
+@pytest.mark.parametrize("config", [CONFIG, POST_NORM])
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_f16_is_where_the_weights_allow_it(ops: Any, config: RobertaPreLayerNormConfig, spoilt: str) -> None:
+    tensors = weights_like_trained(config)
+    whole = halves_of(ops, tensors)
+    places = ATTENTION | FEED_FORWARD | (OWN_NORMS if config is CONFIG else set())
+    head = {"lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"}
+    assert whole == {f"{index}.{place}" for index in (0, 1) for place in places} | head
+    change, lost = SPOILT[spoilt]
+    if config is POST_NORM and spoilt in ("gains", "shifts", "gains that leave nothing"):
+        return  # its norms are the sublayers' before
+    change(tensors)
+    norm = {"attention.self": "attention.LayerNorm", "intermediate.dense": "intermediate.LayerNorm"}
+    lost = lost | ({norm[place] for place in lost if place in norm} if config is CONFIG else set())
+    assert whole - halves_of(ops, tensors) == {f"0.{place}" for place in lost}
+
+
+@pytest.mark.parametrize(("norm", "lost"), [
+    ("embeddings.LayerNorm", {"0.attention.self", "0.attention.output.dense"}),
+    ("encoder.layer.0.attention.output.LayerNorm", {"0.intermediate.dense", "0.output.dense"}),
+    ("encoder.layer.0.output.LayerNorm", {"1.attention.self", "1.attention.output.dense"}),
+    ("encoder.layer.1.output.LayerNorm", {"lm_head.dense"}),
+    ("lm_head.layer_norm", {"lm_head.layer_norm", "lm_head.decoder"}),
+])  # fmt: skip
+def test_a_post_norm_models_rows_are_those_of_the_norm_before(ops: Any, norm: str, lost: set[str]) -> None:
+    tensors = weights_like_trained(POST_NORM)
+    whole = halves_of(ops, tensors)
+    tensors[f"{norm}.weight"][3] = 1e5
+    assert whole - halves_of(ops, tensors) == lost
+
+
+def test_the_demonstration_is_multiplied_in_f16(ops: Any) -> None:
+    """As every model tried that was trained: TF32 is the exception."""
+    tensors = tinyroberta.load(Path(tinyroberta.__file__).parent / "demo", backend="numpy").tensors
+    dense = {name.removesuffix(".weight") for name, x in tensors.items() if name.endswith("dense.weight") and x.ndim == 2}
+    found = halves_of(ops, tensors)
+    assert {name.removeprefix("encoder.layer.") for name in dense} <= found
+    assert sum(name.endswith("attention.self") for name in found) == sum(
+        name.endswith("attention.output.dense") for name in found
+    )
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("config", [CONFIG, POST_NORM])
+def test_high_multiplies_f16(ops: Any, route: str, config: RobertaPreLayerNormConfig) -> None:
+    use(ops, route)
+    kind = tinyroberta.RobertaForMaskedLM if config is POST_NORM else tinyroberta.RobertaPreLayerNormForMaskedLM
+    model = kind(config, weights_like_trained(config), backend="cupy", matmul_precision="high")
+    stand_in.launched.clear()
+    model(**ragged((3, 40)))
+    assert not any(name in ("linear", "attention<32, false>") for name in stand_in.launched)
+    product = "cublasLtMatmul" if route == "cuBLASLt" else "linear_mma"
+    assert sum(product in name for name in stand_in.launched) == 2 * 4 + 2
+    assert sum("attention_mma<f16" in name for name in stand_in.launched) == 2
+    made = [name for name in stand_in.launched if "layer_norm<f16" in name]
+    assert len(made) == (5 if config is CONFIG else 1)  # post-norm rows are the residual stream too, and converted
+
+
+def steep(tensors: dict[str, Any]) -> None:
+    """Token 7 alone has a large channel 3, which the first layer's first inner number reads."""
+    tensors["embeddings.word_embeddings.weight"][7, 3] = 1e3
+    for name in ("embeddings.LayerNorm", "encoder.layer.0.intermediate.LayerNorm", "encoder.layer.0.attention.output.LayerNorm"):
+        if f"{name}.weight" in tensors:
+            tensors[f"{name}.weight"][3], tensors[f"{name}.bias"][3] = 1, 0
+    tensors["encoder.layer.0.intermediate.dense.weight"][0] = 15000 * (np.arange(48) == 3)
+    tensors["encoder.layer.0.output.dense.weight"][:, 0] *= 1e-4
+
+
+EVERY = slice(None)
+OUTLIERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "in a weight": both(by(1e6, "intermediate.dense.weight", only=2), by(1e-6, "output.dense.weight", only=(EVERY, 2))),
+    "in a norm's gains": both(
+        by(1e6, "intermediate.LayerNorm.weight", "attention.output.LayerNorm.weight", only=BIG),
+        by(1e-6, "intermediate.dense.weight", only=(EVERY, BIG)),
+    ),
+    "in a bias": both(
+        set_to(1e6, "attention.self.value.bias", 9), by(1e-6, "attention.output.dense.weight", only=(EVERY, 9))
+    ),
+    "in the residual stream": by(1e6, "output.dense.weight", "attention.output.dense.weight"),
+    "in what some texts reach": steep,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("config", [CONFIG, POST_NORM])
+@pytest.mark.parametrize("outlier", OUTLIERS)
+def test_outliers_are_not_infinite_in_high(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, route: str, config: RobertaPreLayerNormConfig, outlier: str
+) -> None:
+    use(ops, route)
+    name = "RobertaModel" if config is POST_NORM else "RobertaPreLayerNormModel"
+    tensors = {name: x for name, x in weights_like_trained(config).items() if not name.startswith("lm_head")}
+    whole = ops.halves(nest(tensors))
+    OUTLIERS[outlier](tensors)
+    exact = getattr(tinyroberta, name)(config, tensors, backend="numpy", dtype="float64")
+
+    def error(reached: bool) -> float:
+        model, worst = getattr(tinyroberta, name)(config, tensors, backend="cupy", matmul_precision="high"), 0.0
+        for _ in range(3):  # eager, recorded, replayed
+            inputs = ragged((5, 40))
+            ids = inputs["input_ids"]
+            ids[ids == 7] = 8
+            ids[1, 20] = 7 if reached else 8
+            out, wanted = host(model(**inputs).last_hidden_state), exact(**inputs).last_hidden_state
+            worst = max(worst, relative(out, wanted) if np.isfinite(out).all() else math.inf)
+        return worst
+
+    assert error(reached=True) < 4 * BUDGETS["high"]
+    assert error(reached=False) < 4 * BUDGETS["high"]
+    if outlier == "in the residual stream":  # which is float32, whatever the products read
+        return
+    monkeypatch.setattr(ops, "halves", lambda _: whole)  # planted: f16 as without the outlier
+    with np.errstate(over="ignore"):
+        assert error(reached=True) > 1e-2
+        assert outlier != "in what some texts reach" or error(reached=False) < 4 * BUDGETS["high"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("hidden_act", ["relu2", lambda x: x * x * x])
+def test_an_activation_that_leaves_the_range_of_f16(ops: Any, route: str, hidden_act: Any) -> None:
+    use(ops, route)
+    config = dataclasses.replace(CONFIG, hidden_act=hidden_act)
+    tensors = {name: x for name, x in weights_like_trained(config).items() if not name.startswith("lm_head")}
+    by(1000, "intermediate.dense.weight")(tensors)
+    assert "0.output.dense" in halves_of(ops, tensors)
+    model = tinyroberta.RobertaPreLayerNormModel(config, tensors, backend="cupy", matmul_precision="high")
+    exact = tinyroberta.RobertaPreLayerNormModel(config, tensors, backend="numpy", dtype="float64")
+    for _ in range(3):
+        inputs = ragged((7, 30))
+        out, wanted = host(model(**inputs).last_hidden_state), exact(**inputs).last_hidden_state
+        assert relative(out, wanted) < 4 * BUDGETS["high"]
+
+
+def test_a_head_mask_that_leaves_the_range_of_f16(ops: Any) -> None:
+    use(ops, "cuBLASLt")
+    model, exact = pair("RobertaPreLayerNormModel", matmul_precision="high")
+    inputs = ragged((7, 30)) | {"head_mask": [1e6, 0.0, 1.0]}
+    for more in ({}, {"output_attentions": True}):
+        alike(model(**inputs, **more), exact(**inputs, **more), 4 * BUDGETS["high"])
+
+
+def test_a_cache_of_f16_takes_what_f16_does_not_hold(ops: Any) -> None:
+    from tinyroberta.cache import LayerCache
+
+    past = LayerCache(np.empty((2, 0, 0, 0)), np.empty((2, 0, 0, 0)))
+    small, large = (ops.cp.asarray(np.full((4, 6), value, dtype)) for value, dtype in ((1, np.float16), (1e6, np.float32)))
+    past.extend(small, small, 2)
+    past.extend(large, large, 2)
+    keys, values = past.extend(small, small, 2)
+    for x in (keys.get(), values.get()):
+        np.testing.assert_array_equal(x[0, 0, :, 0], [1, 1, 1e6, 1e6, 1, 1])
 
 
 # What cannot be had is said.
@@ -1066,6 +1317,7 @@ def test_planted_in_what_a_graph_keeps(cupy: Any) -> None:
     ('"float16": 2', '"float16": 14'),
     ("EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36", "EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 32"),
     ('TYPES = {"float32": 0', 'TYPES = {"float32": 14'),
+    ("COMPUTE_32F_FAST_TF32 = 68, 77", "COMPUTE_32F_FAST_TF32 = 77, 68"),
 ])  # fmt: skip
 def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) -> None:
     path = Path(ops.cublaslt.__file__)
@@ -1082,6 +1334,8 @@ def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) ->
         random = np.random.default_rng()
         x, w, residual = (random.standard_normal(s).astype(np.float32) for s in ((12, 16), (20, 16), (12, 20)))
         bias = random.standard_normal(20).astype(np.float32)
+        uncut = [ops.asarray(a) for a in (x, w, bias)]
+        cut_off = x.astype(np.float64) @ w.T + bias
         x, w = (a.astype(np.float16).astype(np.float32) for a in (x, w))
         on = [ops.asarray(a) for a in (x, w, bias)]
         halves = [a.astype(np.float16) for a in on[:2]]
@@ -1090,7 +1344,9 @@ def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) ->
             plain = relative(host(module.linear(*on, np.dtype(np.float32), residual=ops.asarray(residual))), exact + residual)
             bent = relative(host(module.linear(*on, np.dtype(np.float32), gelu=True)), definition.gelu_tanh(exact))
             half = relative(host(module.linear(*halves, on[2], np.dtype(np.float32))), exact)
-            error[name] = max(plain, bent, half)
+            fine = relative(host(module.linear(*uncut, np.dtype(np.float32))), cut_off)
+            tf32 = relative(host(module.linear(*uncut, np.dtype(np.float32), tf32=True)), cut_off)
+            error[name] = max(plain, bent, half, fine if 1e-5 < tf32 < 1e-3 else math.inf)
         except Error:
             error[name] = math.inf
         del sys.modules[spec.name]

@@ -28,7 +28,10 @@ CHECKS = (
     "test_attention_reads_a_cache", "test_activation", "test_every_class_eager_recorded_and_replayed",
     "test_a_replay_is_equal_to_the_eager_run", "test_recordings_are_bounded", "test_features", "test_other_families",
     "test_labels", "test_a_cache_gives_what_the_whole_text_gives", "test_an_encoder_and_a_decoder", "test_logits_to_keep",
-    "test_tied_weights_are_moved_once", "test_settings_that_a_gpu_does_not_do", "test_a_route_that_there_is_not",
+    "test_tied_weights_are_moved_once", "test_outliers_are_not_infinite_in_high",
+    "test_an_activation_that_leaves_the_range_of_f16", "test_a_head_mask_that_leaves_the_range_of_f16",
+    "test_a_cache_of_f16_takes_what_f16_does_not_hold",
+    "test_settings_that_a_gpu_does_not_do", "test_a_route_that_there_is_not",
     "test_the_route_is_described",
 )  # fmt: skip
 globals().update({name: getattr(shared, name) for name in CHECKS})

@@ -37,8 +37,9 @@ class LayerCache:
         elif (self.keys.shape[1], self.keys.shape[3]) != (heads, d):
             held = f"{self.keys.shape[1]} heads of width {self.keys.shape[3]}"
             raise Error(f"past_key_values hold {held}; this model has {heads} of width {d}")
-        elif isinstance(self.keys, np.ndarray) and self.keys.dtype != k.dtype:  # of a call at another precision
-            self.keys, self.values = self.keys.astype(k.dtype), self.values.astype(k.dtype)
+        elif self.keys.dtype != k.dtype:  # of a call at another precision: the GPU's f16 may not hold what this one gives
+            dtype = k.dtype if isinstance(self.keys, np.ndarray) else np.float32
+            self.keys, self.values = (x.astype(dtype, copy=False) for x in (self.keys, self.values))
         new = k.shape[0] // B
         self.length = old + new
         if self.length > self.keys.shape[2]:

@@ -51,6 +51,7 @@ def every_kernel(ops: Any) -> None:
         x, w = (ops.asarray(random.standard_normal(shape)) for shape in ((5, width), (6, width)))
         for out in (ops.FLOAT, ops.BF16, ops.F16):
             ops.activation(w.astype(out), "relu")
+            ops._converted(w.astype(out), ops.FLOAT)
             ops.layer_norm(x, ops.Norm(w[0], out), w[1], 1e-5)
             for operand in (ops.FLOAT, ops.BF16, ops.F16) if out == ops.FLOAT else (out,):
                 dense = ops.Dense(w.astype(operand), "medium", out)

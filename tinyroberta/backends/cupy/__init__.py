@@ -1,9 +1,9 @@
 """The GPU: every op as launches of this package's own CUDA kernels, through CuPy, and products by cuBLASLt where it is installed.
 
-backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout; "high" gives products
-and attention float16 operands, which have as many digits as TF32 at twice its speed (but end at 65504: what is larger becomes
-infinite), and float32 sums; "medium" bf16 operands likewise; both keep norms' insides, softmax and the residual stream in
-float32. Results are CuPy arrays; nothing waits for the GPU.
+backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout. "medium" gives
+products and attention bf16 operands and float32 sums, and keeps norms' insides, softmax and the residual stream in float32.
+"high" does so with f16, which has as many bits as TF32 at twice its speed, where the weights show that no text leaves its range
+(half.py); elsewhere products are TF32's and attention float32's. Results are CuPy arrays; nothing waits for the GPU.
 
 For "highest" there are two routes: exact products of 8-bit digits on the integer tensor cores (digits.cuh), and plain float32.
 TINYROBERTA_GPU=sliced|float chooses one; `python -m benchmarks.gpu` times both. Kernels named wgmma or split are Hopper's alone.
@@ -48,6 +48,7 @@ if not _devices or int(cp.cuda.Device().compute_capability) < 80:
     raise Error("backend='cupy' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this machine has none")
 
 from . import compiler, cublaslt
+from .half import UNBOUNDED, halves
 
 Array = Any
 
@@ -57,12 +58,12 @@ FLOAT = np.dtype(np.float32)
 DIGITS = np.dtype(np.int8)
 NAMES = {FLOAT: "float", BF16: "bf16", F16: "f16"}
 HALVES = ("bf16", "f16")
-OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention, by matmul_precision
+OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention; of high where f16 holds them
 KERNELS = {  # file: its kernels, as C++ names them
     "activation.cu": [
         f"activation<{x}, {y}, {many}>"
         for x, y, many in product(("float", *HALVES), ("float", *HALVES), (4, 1))
-        if x == "float" or x == y
+        if x == y or "float" in (x, y)
     ],
     "attention.cu": [f"attention<{size}, {spread}>" for size, spread in product((32, 64, 128), ("false", "true"))],
     "attention_mma.cu": [
@@ -105,11 +106,15 @@ ROUTE, REASON = "sliced", "the faster one at every size on an H200"  # the defau
 
 
 class Dense(NamedTuple):
-    """A dense layer's prepared weight: (O, I) in the dtype of its operands, the products' precision and the result's dtype."""
+    """A dense layer's prepared weight: (O, I) in the dtype of its operands, the products' precision and the result's dtype.
+
+    `normed`: float32 rows that it reads are a norm's, so that where the weight is f16 they can be too.
+    """
 
     array: Array
     precision: str
     out: Any
+    normed: bool = True
 
 
 @dataclass(frozen=True)
@@ -304,13 +309,16 @@ def linear(
 ) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
     """activation(x W^T + b) + residual."""
     if callable(activation):
-        y = _called(linear(x, weight, bias), activation)
+        y = linear(x, weight, bias)
+        y = _called(_converted(y, FLOAT) if y.dtype == F16 else y, activation)
         return y if residual is None else _elementwise(y, 0, residual)
     name = 0 if activation is None else ACTIVATIONS[activation]
     if isinstance(weight, Sliced):
         return _sliced_linear(x, weight, bias, name, residual)
     w, out = weight.array, weight.out
     x = cp.ascontiguousarray(x)
+    if w.dtype == F16 and x.dtype == FLOAT and not weight.normed:  # nothing keeps these rows within f16
+        w = _converted(w, FLOAT)
     x = x if x.dtype == w.dtype else _converted(x, w.dtype)
     if not len(x):
         return cp.empty((0, len(w)), out)
@@ -320,10 +328,12 @@ def linear(
     later = name if not fused else 0
     alone = later or (by_library and (fused or residual is None or residual.dtype != out))
     added = None if alone else residual
-    multiply = cublaslt.linear if by_library else _own_linear
-    y = multiply(x, w, bias, out, fused, added)
+    if by_library:
+        y = cublaslt.linear(x, w, bias, out, fused, added, tf32=weight.precision == "high" and w.dtype == FLOAT)
+    else:
+        y = _own_linear(x, w, bias, out, fused, added)
     if later or (residual is not None and added is None):
-        _elementwise(y, later, residual, y)
+        y = _elementwise(y, later, residual, cp.empty(y.shape, FLOAT) if out == F16 and activation == UNBOUNDED else y)
     return y
 
 
@@ -419,7 +429,8 @@ def attention(
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
     """softmax(q k^T / sqrt(d) + bias) v, each sequence and head for itself, and the probabilities if asked."""
     d = q.shape[1] // heads
-    if not q.dtype == k.dtype == v.dtype:  # a cache of another precision
+    scaled = head_mask is not None and q.dtype == F16  # perhaps out of its range
+    if scaled or not q.dtype == k.dtype == v.dtype:  # a cache of another precision
         q, k, v = (x.astype(FLOAT, copy=False) for x in (q, k, v))
     if k.strides != v.strides or k.strides[-1] != k.itemsize:
         k, v = cp.ascontiguousarray(k), cp.ascontiguousarray(v)
@@ -509,9 +520,9 @@ def _whereabouts(sequences: Sequences) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _laid_out(*given: bytes) -> tuple[Any, ...]:
-    starts = [np.frombuffer(x, np.int32) for x in given]
-    sequences = Sequences(*starts, False)
-    return tiles_of(sequences).ravel(), *starts, tiles_of(sequences, WIDE_TILE).ravel()
+    query_start, key_start, key_length = (np.frombuffer(x, np.int32) for x in given)
+    sequences = Sequences(query_start, key_start, key_length, causal=False)  # which tiles do not depend on
+    return tiles_of(sequences).ravel(), query_start, key_start, key_length, tiles_of(sequences, WIDE_TILE).ravel()
 
 
 def _places(parts: Iterator[Array]) -> Places:
@@ -559,7 +570,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         raise Error("reproducible=True is not in the cupy backend: the same bits on every machine are not promised there yet")
     precision = settings.matmul_precision
     sliced = chosen_route() == "sliced" and precision == "highest"
-    operand = OPERANDS[precision]
+    halved = halves(tree) if precision == "high" else set()
     moved: dict[tuple[int, Any], tuple[Any, Array]] = {}  # what was moved is held, so that no other gets its id
 
     def move(x: Any, dtype: Any) -> Array:  # tied weights, one array under two names, stay one
@@ -568,32 +579,36 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             moved[key] = (x, cp.asarray(np.ascontiguousarray(x.astype(dtype, copy=False))))
         return moved[key][1]
 
+    def operand(path: tuple[str, ...]) -> Any:
+        return OPERANDS[precision] if precision != "high" or path in halved else FLOAT
+
     def visit(branch: dict[str, Any], path: tuple[str, ...], folded: bool = False) -> dict[str, Any]:
         if sliced and path and path[-1] in READERS:
             branch, folded = fold(branch, path[-1])
         if path[-1:] == ("self",) and path[-2:-1] == ("attention",):
             parts = [branch[part] for part in ("query", "key", "value")]
             joined = {leaf: np.concatenate([part[leaf] for part in parts]) for leaf in ("weight", "bias")}
-            out = FLOAT if "distance_embedding" in branch else operand
+            out = FLOAT if "distance_embedding" in branch else operand(path)
             rest = {key: visit(value, (*path, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": _dense(joined, out, folded)} | rest
+            return {"qkv": dense(joined, path, out, folded)} | rest
         if isinstance(branch.get("weight"), dict) or "weight" not in branch:
             return {key: visit(value, (*path, key), folded) for key, value in branch.items()}
         if path[-1].endswith(("_embeddings", "_embedding")):
             table = move(branch["weight"], FLOAT)
             return {"weight": Segments(table, "LayerNorm" in tree["embeddings"]) if path[-1].startswith("token_type") else table}
         if branch["weight"].ndim == 1:  # a norm: as its product wants it where nothing else reads it: pre-norm, the head
-            wanted = DIGITS if sliced and len(branch["weight"]) <= DEEPEST else operand
+            wanted = DIGITS if sliced and len(branch["weight"]) <= DEEPEST else operand(path)
             out = wanted if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
             return {"weight": Norm(move(branch["weight"], FLOAT), out), "bias": move(branch["bias"], FLOAT)}
         inner = path[-2:] == ("intermediate", "dense") or path[-1] in ("query", "key", "value")
         second = path[-2:] == ("output", "dense") and not any("attention" in name for name in path)
-        return _dense(branch, operand if inner else FLOAT, folded or second)
+        return dense(branch, path, operand(path) if inner else FLOAT, folded or second)
 
-    def _dense(branch: dict[str, Any], out: Any, heavy: bool) -> dict[str, Any]:
+    def dense(branch: dict[str, Any], path: tuple[str, ...], out: Any, heavy: bool) -> dict[str, Any]:
         if sliced:  # eight products for a heavy tail: of folded weights, and of what comes out of an activation
             return {"weight": Sliced(cut(move(branch["weight"], FLOAT)), 3 + heavy), "bias": move(branch["bias"], FLOAT)}
-        return {"weight": Dense(move(branch["weight"], operand), precision, out), "bias": move(branch["bias"], out)}
+        weight = Dense(move(branch["weight"], operand(path)), precision, out, path[-2:] != ("output", "dense"))
+        return {"weight": weight, "bias": move(branch["bias"], out)}
 
     return Prepared(visit(tree, ()))
 

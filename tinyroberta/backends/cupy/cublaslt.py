@@ -21,7 +21,7 @@ from ...errors import Error
 Array = Any
 
 TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
-COMPUTE_32F = 68  # cublasComputeType_t
+COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77  # cublasComputeType_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 EPILOGUE_BIAS, EPILOGUE_GELU_BIAS = 4, 36
 MAX_WORKSPACE, MIN_ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t
@@ -95,17 +95,17 @@ def fits(x: Array, weight: Array, out: Any) -> bool:
 
 
 def linear(
-    x: Array, weight: Array, bias: Array, out: Any, gelu: bool = False, residual: Array | None = None
+    x: Array, weight: Array, bias: Array, out: Any, gelu: bool = False, residual: Array | None = None, tf32: bool = False
 ) -> Array:  # (M, K), (N, K), (N,) -> (M, N)
     """gelu(x W^T + bias), GELU in its tanh form, or x W^T + bias + residual; sums in float32.
 
-    Raises Error where the library fails.
+    tf32: float32 operands are rounded to TF32. Raises Error where the library fails.
     """
     lt: Any = library()
     (M, K), N = x.shape, len(weight)
     y = cp.empty((M, N), out)
     device = cp.cuda.Device().id
-    plan = _plan(device, M, N, K, x.dtype, out, gelu)
+    plan = _plan(device, M, N, K, x.dtype, out, gelu, tf32)
     bias_pointer = ctypes.byref(ctypes.c_void_p(bias.data.ptr))
     _check(lt.cublasLtMatmulDescSetAttribute(plan.description, BIAS_POINTER, bias_pointer, ctypes.c_size_t(8)))
     added, beta = (y, 0.0) if residual is None else (residual, 1.0)
@@ -155,11 +155,12 @@ def _handle(device: int) -> ctypes.c_void_p:  # noqa: ARG001
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool) -> Plan:
+def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool, tf32: bool) -> Plan:
     """The library is column-major: y (M, N) by rows is Y (N, M) by columns, and Y = W^T X with W (K, N) and X (K, M)."""
     lt: Any = library()
     description, w, x, y, preference = (ctypes.c_void_p() for _ in range(5))
-    _check(lt.cublasLtMatmulDescCreate(ctypes.byref(description), COMPUTE_32F, TYPES["float32"]))
+    compute = COMPUTE_32F_FAST_TF32 if tf32 else COMPUTE_32F
+    _check(lt.cublasLtMatmulDescCreate(ctypes.byref(description), compute, TYPES["float32"]))
     epilogue = EPILOGUE_GELU_BIAS if gelu else EPILOGUE_BIAS
     for attribute, value in ((TRANSA, 1), (TRANSB, 0), (EPILOGUE, epilogue)):
         given = ctypes.byref(ctypes.c_int(value))
