@@ -40,7 +40,7 @@ NVRTC = stand_in.NVRTC()
 BF16 = ml_dtypes.bfloat16
 UNIT, UNIT_BF16 = 2.0**-24, 2.0**-8
 UNITS = {np.dtype(np.float32): UNIT, np.dtype(np.float16): 2.0**-11, np.dtype(BF16): UNIT_BF16}
-OUT_OF_F16 = (np.dtype(np.float32), np.dtype(np.float16))
+RESULTS_OF_F16 = (np.dtype(np.float32), np.dtype(np.float16))
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
 WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
@@ -154,7 +154,9 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
     layers = [tree["other"], tree["intermediate"]["dense"]]
     if precision == "high":  # these are TF32's, since nothing bounds their rows; where something does:
         half = ops.cp.asarray(w.astype(np.float16))
-        layers += [{"weight": ops.Dense(half, precision, out), "bias": ops.cp.asarray(bias.astype(out))} for out in OUT_OF_F16]
+        layers += [
+            {"weight": ops.Dense(half, precision, out), "bias": ops.cp.asarray(bias.astype(out))} for out in RESULTS_OF_F16
+        ]
     exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
     # digits are steps of a row's largest number, 2^-23; the products left out are of that size too, and their signs are random
     largest = np.abs(x).max(1, keepdims=True) * np.abs(w).max(1)
@@ -438,7 +440,8 @@ def test_the_real_cupy_has_every_name_that_is_borrowed() -> None:
     used = set(re.findall(r"\bcp\.([\w.]+)", ours))
     methods = (
         "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.record", "cuda.Stream.wait_event",
-        "cuda.Stream.null.ptr", "cuda.Graph.launch", "cuda.MemoryPool.malloc", "cuda.Event.record", "RawModule.get_function",
+        "cuda.Stream.null.ptr", "cuda.Graph.launch", "cuda.MemoryPool.malloc", "cuda.MemoryPool.total_bytes", "cuda.Event.record",
+        "cuda.Event.synchronize", "RawModule.get_function",
         "ndarray.set", "ndarray.get", "ndarray.__array_function__", "ndarray.__cuda_array_interface__",
     )  # fmt: skip
     code = f"import cupy, operator\nfor name in {sorted(used.union(methods))}: operator.attrgetter(name)(cupy)"
@@ -573,15 +576,73 @@ def test_outlying_norm_gains_cost_no_accuracy(ops: Any, monkeypatch: pytest.Monk
     assert error() > 1e-6
 
 
-def test_recordings_are_bounded(ops: Any) -> None:
+def sizes_recorded(model: Any) -> list[int]:
+    """The tokens of the recordings that there are, the least recently used first."""
+    return [size.tokens for size, recording in model.weights.recordings.items() if recording]
+
+
+def test_recordings_are_bounded(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exact = pair("RobertaPreLayerNormModel")
+    monkeypatch.setattr(ops, "RECORDINGS", 3)
+
+    def twice(*batches: int) -> None:
+        for batch in (*batches, *batches):
+            model(np.full((batch, 64), 7))
+
+    twice(1, 2, 3)
+    assert sizes_recorded(model) == [64, 128, 192]
+    model(np.full((1, 64), 7))
+    twice(4)
+    assert sizes_recorded(model) == [192, 64, 256]  # 128 was used least recently
+    for tokens in range(1, 2000, 64):  # sizes that come once are not kept for ever either
+        model.weights.seen(ops.Size(tokens, 1, False, True, ()))
+    assert len(model.weights.recordings) == 3
+    assert relative(host(model(np.full((2, 64), 7)).last_hidden_state), exact(np.full((2, 64), 7)).last_hidden_state) < 2e-6
+
+
+def test_recordings_take_turns_at_one_memory(ops: Any) -> None:
     model, _ = pair("RobertaPreLayerNormModel")
-    for batch in (1, 2, 3, 5, 9):
-        model(np.full((batch, 64), 7))
-    assert len(model.weights.recordings) == 5
-    ops.RECORDINGS, kept = 3, ops.RECORDINGS
-    model(np.full((17, 64), 7))
-    ops.RECORDINGS = kept
-    assert len(model.weights.recordings) <= 5
+    taken = []
+    for batch in (5, 4, 3):
+        for _ in range(2):
+            model(np.full((batch, 64), 7))
+        taken.append(model.weights.pool.total_bytes())
+    assert len(sizes_recorded(model)) == 3
+    assert taken[2] - taken[0] < taken[0] / 5  # their inputs and results; what lies between launches is there already
+    del ops
+
+
+def test_recordings_memory_is_bounded(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exact = pair("RobertaPreLayerNormModel")
+    inputs = [np.full((batch, 64), 7) for batch in (1, 2, 3)]
+    for x in (*inputs, *inputs[:2]):
+        model(x)
+    taken = model.weights.pool.total_bytes()
+    monkeypatch.setattr(ops, "RECORDED_BYTES", taken - 1)
+    model(inputs[2])
+    assert sizes_recorded(model) == [192]
+    assert model.weights.pool.total_bytes() < 2 * taken
+    for x in inputs:
+        assert relative(host(model(x).last_hidden_state), exact(x).last_hidden_state) < 2e-6
+    monkeypatch.setattr(ops, "RECORDED_BYTES", 1 << 40)
+    for x in inputs * 2:
+        model(x)
+    assert sorted(sizes_recorded(model)) == [64, 128, 192]
+
+
+@pytest.mark.parametrize(("name", "value"), [("layer_norm_eps", 0.5), ("hidden_act", "relu"), ("num_attention_heads", 6)])
+def test_a_recording_is_of_one_configuration(ops: Any, name: str, value: Any) -> None:
+    model, _ = pair("RobertaPreLayerNormModel")
+    inputs = ragged((3, 40))
+    before = [model(**inputs).last_hidden_state.get() for _ in range(3)][-1]
+    config, model.config = model.config, dataclasses.replace(model.config, **{name: value})
+    exact = tinyroberta.RobertaPreLayerNormModel(model.config, model.tensors, backend="numpy", dtype="float64")
+    for _ in range(3):
+        assert relative(host(model(**inputs).last_hidden_state), exact(**inputs).last_hidden_state) < 2e-6
+    model.config = config
+    np.testing.assert_array_equal(model(**inputs).last_hidden_state.get(), before)
+    assert len(sizes_recorded(model)) == 2
+    del ops
 
 
 FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -55,8 +55,24 @@ class Block:
 
 
 class MemoryPool:
+    """It holds on to what was given back to it, for the stream that gave it back alone."""
+
+    def __init__(self) -> None:
+        self.used: dict[int, int] = {}  # bytes, by stream
+        self.most: dict[int, int] = {}
+
     def malloc(self, size: int) -> Block:
-        return Block(size, self)
+        stream, block = streams[-1].ptr if streams else 0, Block(size, self)
+        self.use(stream, size)
+        weakref.finalize(block, self.use, stream, -size)
+        return block
+
+    def use(self, stream: int, size: int) -> None:
+        self.used[stream] = self.used.get(stream, 0) + size
+        self.most[stream] = max(self.used[stream], self.most.get(stream, 0))
+
+    def total_bytes(self) -> int:
+        return sum(self.most.values())
 
 
 allocators: list[Callable[[int], Block]] = [lambda size: Block(size, None)]

@@ -100,7 +100,8 @@ TILE, WIDE_TILE = 64, 128  # queries that a block of the attention kernels takes
 WIDEST = 128  # of the heads that the fused kernels take; the others have their probabilities written out
 BUSY = 96  # large tiles that occupy a GPU
 RECORDED_TOKENS = 16384  # past this the launches cost nothing beside the work
-RECORDINGS = 32  # graphs that prepared weights keep, the least used leaving first
+RECORDINGS = 32  # that a model's weights keep, the least recently used leaving first
+RECORDED_BYTES = 4 << 30  # of memory that they share: past these all leave before one more is recorded
 ROUTES = {"float": "plain float32", "sliced": "exact products of 8-bit digits on the integer tensor cores"}
 ROUTE, REASON = "sliced", "the faster one at every size on an H200"  # the default, as `python -m benchmarks.gpu` decides
 
@@ -173,6 +174,16 @@ class Places(NamedTuple):
     wide_tiles: Array  # for every 128
 
 
+class Size(NamedTuple):
+    """What a recording is for: up to so many tokens and sequences, and all else that the launches depend on."""
+
+    tokens: int
+    batch: int
+    causal: bool
+    placed: bool  # positions are given
+    fixed: tuple[Any, ...]  # by the configuration
+
+
 class Recording(NamedTuple):
     """An encoder's launches for up to so many tokens and sequences, played again on what `inputs` holds."""
 
@@ -186,10 +197,27 @@ class Prepared(dict[str, Any]):
 
     def __init__(self, tree: dict[str, Any]) -> None:
         super().__init__(tree)
-        self.recordings: OrderedDict[tuple[Any, ...], Recording | None] = OrderedDict()
+        self.recordings: OrderedDict[Size, Recording | None] = OrderedDict()
         self.pool = cp.cuda.MemoryPool()
-        self.done: Any = None  # when the last that was played, on whatever stream, had its result
+        self.stream = cp.cuda.Stream(non_blocking=True)  # of all recordings: a pool gives a stream what the same stream gave back
+        self.done = cp.cuda.Event(disable_timing=True)  # the last that was played, on whatever stream, has its result
         self.lock = threading.Lock()
+
+    def seen(self, size: Size) -> bool:
+        """Whether a size has come before; it is the last to leave from now on."""
+        known = size in self.recordings
+        self.recordings.setdefault(size)
+        self.recordings.move_to_end(size)
+        if len(self.recordings) > RECORDINGS:
+            self.done.synchronize()  # the one that leaves may still be playing
+            self.recordings.popitem(last=False)
+        return known
+
+    def forget(self) -> None:
+        """Let go of all recordings and their memory."""
+        self.done.synchronize()
+        self.recordings.clear()
+        self.pool = cp.cuda.MemoryPool()
 
 
 class _Uploaded(threading.local):
@@ -646,7 +674,7 @@ def running(settings: Settings) -> Iterator[None]:  # noqa: ARG001
         _uploaded.places = outer
 
 
-def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -> Callable[..., Array]:
+def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int, fixed: tuple[Any, ...]) -> Callable[..., Array]:
     """The encoder `compute`, recorded as a CUDA graph when a size comes for the second time and from then on played again.
 
     Up to RECORDED_TOKENS, where the launches would cost more than the work; past them a size that comes again has its products
@@ -659,19 +687,19 @@ def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -
         if head_size > WIDEST:
             return compute(ids, positions, token_types, sequences)
         large = tokens > RECORDED_TOKENS
-        size = (tokens if large else -(-tokens // 64) * 64, 1 << (batch - 1).bit_length(), sequences.causal, positions is None)
+        rounded = tokens if large else -(-tokens // 64) * 64
+        size = Size(rounded, 1 << (batch - 1).bit_length(), sequences.causal, positions is not None, fixed)
         with weights.lock:
-            known = weights.recordings
-            new = size not in known
-            known.setdefault(size)
-            known.move_to_end(size)
-            if len(known) > RECORDINGS:
-                known.popitem(last=False)
-            if new or large:
-                with contextlib.nullcontext() if new else cublaslt.choosing():
+            seen = weights.seen(size)
+            if large or not seen:
+                with cublaslt.choosing() if seen else contextlib.nullcontext():
                     return compute(ids, positions, token_types, sequences)
             inputs = _inputs(size, ids, positions, token_types, sequences)
-            recording = known[size] = known[size] or _record(compute, size, inputs, weights)
+            recording = weights.recordings[size]
+            if recording is None:
+                if weights.pool.total_bytes() > RECORDED_BYTES:
+                    weights.forget()
+                recording = weights.recordings[size] = _record(compute, size, inputs, weights)
             caller = cp.cuda.get_current_stream()
             caller.wait_event(weights.done)
             recording.inputs.set(inputs)
@@ -683,14 +711,14 @@ def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int) -
     return run
 
 
-def _layout(size: tuple[Any, ...]) -> list[int]:
+def _layout(size: Size) -> list[int]:
     """How many numbers of a recording's inputs are ids, positions, types and each of the Places."""
-    tokens, batch = size[:2]
+    tokens, batch = size.tokens, size.batch
     tiles, wide_tiles = (2 * (tokens // tile + batch) for tile in (TILE, WIDE_TILE))
     return [tokens, tokens, tokens, tiles, batch + 1, batch, batch, wide_tiles]
 
 
-def _inputs(size: tuple[Any, ...], ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Any:
+def _inputs(size: Size, ids: Any, positions: Any | None, token_types: Any, sequences: Sequences) -> Any:
     inputs = np.zeros(sum(_layout(size)), np.int32)
     room = list(_split(inputs, _layout(size)))
     room[3][:] = room[7][:] = -1  # no tile
@@ -700,9 +728,8 @@ def _inputs(size: tuple[Any, ...], ids: Any, positions: Any | None, token_types:
     return inputs
 
 
-def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any, weights: Prepared) -> Recording:
-    caller, stream = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True)
-    weights.done = weights.done or cp.cuda.Event(disable_timing=True)
+def _record(compute: Callable[..., Array], size: Size, inputs: Any, weights: Prepared) -> Recording:
+    caller, stream = cp.cuda.get_current_stream(), weights.stream
     stream.wait_event(weights.done)
     stream.wait_event(caller.record())
     with stream, cp.cuda.using_allocator(weights.pool.malloc):
@@ -710,10 +737,10 @@ def _record(compute: Callable[..., Array], size: tuple[Any, ...], inputs: Any, w
         buffer.set(inputs)
         ids, positions, token_types, *parts = _split(buffer, _layout(size))
         places = _places(iter(parts))
-        sequences = Sequences(places.query_start, places.key_start, places.key_length, size[2])
+        sequences = Sequences(places.query_start, places.key_start, places.key_length, size.causal)
         assert _uploaded.places is not None
         _uploaded.places[id(sequences)] = (sequences, places)
-        given = (ids, None if size[3] else positions, token_types, sequences)
+        given = (ids, positions if size.placed else None, token_types, sequences)
         with cublaslt.choosing():
             compute(*given)  # compiles, plans, and leaves in the pool the memory that recording finds there
         stream.begin_capture()
