@@ -2,6 +2,7 @@
 for CuPy, compilation for real GPUs; and each of these checks on a planted bug that it must see. How: cuda_on_cpu/README.md.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib.util
@@ -13,7 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1413,6 +1416,50 @@ def test_planted_in_the_wrapper_of_cublaslt(ops: Any, right: str, wrong: str) ->
         del sys.modules[spec.name]
     assert error["sound"] < 1e-6
     assert not error["planted"] < 1e-5
+
+
+def test_threads_that_share_a_plan_have_their_own_bias(ops: Any) -> None:
+    library = cublaslt.Library()
+    both_set = threading.Barrier(2)
+
+    class Interleaved:
+        """Two threads that both tell their bias before either multiplies, where that can happen."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def cublasLtMatmulDescSetAttribute(self, description: Any, attribute: int, *args: Any) -> int:
+            status = int(library.cublasLtMatmulDescSetAttribute(description, attribute, *args))
+            if attribute == ops.cublaslt.BIAS_POINTER:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both_set.wait(0.3)
+            return status
+
+    ops.cublaslt.library = Interleaved
+    x, w = ops.cp.zeros((24, 40), np.float32), ops.cp.zeros((28, 40), np.float32)
+    biases = [ops.asarray(np.full(28, value)) for value in (1.0, 2.0)]
+    with ThreadPoolExecutor(2) as threads:
+        found = [y.get() for y in threads.map(lambda bias: ops.cublaslt.linear(x, w, bias, ops.FLOAT), biases)]
+    assert [(y.min(), y.max()) for y in found] == [(1, 1), (2, 2)]
+
+
+def test_a_product_that_the_library_cannot_do_is_told(ops: Any) -> None:
+    library = cublaslt.Library()
+
+    class Unable:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def cublasLtMatmulAlgoGetHeuristic(self, *args: Any) -> int:
+            status = int(library.cublasLtMatmulAlgoGetHeuristic(*args))
+            for algorithm in args[-2]:
+                algorithm.state = 15  # found, and not supported
+            return status
+
+    ops.cublaslt.library = Unable
+    x, w = ops.cp.zeros((20, 40), np.float32), ops.cp.zeros((36, 40), np.float32)
+    with pytest.raises(Error, match=r"no algorithm for \(20, 40\) by \(40, 36\)"):
+        ops.cublaslt.linear(x, w, ops.asarray(np.zeros(36)), ops.FLOAT)
 
 
 # Sanitizers: g++'s, on the emulated kernels, in a process of their own.

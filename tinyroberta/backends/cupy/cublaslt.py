@@ -10,7 +10,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,7 @@ class Plan:
     x: ctypes.c_void_p
     y: ctypes.c_void_p
     algorithms: list[Heuristic]
+    lock: threading.Lock = field(default_factory=threading.Lock)  # the description holds one call's bias at a time
 
 
 class _Choosing(threading.local):
@@ -106,8 +107,6 @@ def linear(
     y = cp.empty((M, N), out)
     device = cp.cuda.Device().id
     plan = _plan(device, M, N, K, x.dtype, out, gelu, tf32)
-    bias_pointer = ctypes.byref(ctypes.c_void_p(bias.data.ptr))
-    _check(lt.cublasLtMatmulDescSetAttribute(plan.description, BIAS_POINTER, bias_pointer, ctypes.c_size_t(8)))
     added, beta = (y, 0.0) if residual is None else (residual, 1.0)
     operands = (
         ctypes.byref(ctypes.c_float(1)),
@@ -122,9 +121,12 @@ def linear(
         at = ctypes.c_void_p(workspace.data.ptr)
         _check(lt.cublasLtMatmul(_handle(device), plan.description, *operands, ctypes.byref(algorithm), at, room, stream))
 
-    if _choosing.now and len(plan.algorithms) > 1:
-        plan.algorithms = [_fastest(multiply, plan.algorithms)]
-    multiply(plan.algorithms[0])
+    bias_pointer = ctypes.byref(ctypes.c_void_p(bias.data.ptr))
+    with plan.lock:
+        _check(lt.cublasLtMatmulDescSetAttribute(plan.description, BIAS_POINTER, bias_pointer, ctypes.c_size_t(8)))
+        if _choosing.now and len(plan.algorithms) > 1:
+            plan.algorithms = [_fastest(multiply, plan.algorithms)]
+        multiply(plan.algorithms[0])
     return y
 
 
@@ -180,6 +182,7 @@ def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool, tf
     )
     _check(status)
     _check(lt.cublasLtMatmulPreferenceDestroy(preference))
-    if not found.value:
+    usable = [algorithm for algorithm in algorithms[: found.value] if not algorithm.state]
+    if not usable:
         raise Error(f"cuBLASLt has no algorithm for ({M}, {K}) by ({K}, {N}) in {of}: report it with the GPU's name")
-    return Plan(description, w, x, y, [algorithm for algorithm in algorithms[: found.value] if not algorithm.state])
+    return Plan(description, w, x, y, usable)

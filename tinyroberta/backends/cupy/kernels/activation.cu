@@ -1,7 +1,8 @@
 // y = activate(x) + residual, number by number; with the activation "linear" it converts between types or adds.
 //
 // x: n numbers (float, bf16 or f16); residual: n floats or null; y: n numbers, which may be x itself.
-// Launch: a thread V numbers in steps of the grid: any grid of blocks of 256 threads. V = 4 where n is a multiple of 4, else 1.
+// Launch: a thread V numbers in steps of the grid: any grid of blocks of 256 threads. V = 4 where n is a multiple of 4 and every array
+// begins at a multiple of 16 bytes, else 1.
 #include "primitives.cuh"
 #include "activation.cuh"
 

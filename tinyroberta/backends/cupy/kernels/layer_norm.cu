@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(128)
   int row = blockIdx.x * 4 + threadIdx.y;
   if (row >= rows) return;
   size_t start = (size_t)row * width;
-  normed<V>(Stored<V>{x + start}, weight, bias, width, eps, [&](auto& row) { write<V>(row, y + start, width); });
+  normed<V>(Stored<V>{x + start}, weight, bias, width, eps, [&](auto& numbers) { write<V>(numbers, y + start, width); });
 }
 
 template <int V>

@@ -20,7 +20,6 @@ struct f16 {
 
 __device__ __forceinline__ float number(float x) { return x; }
 __device__ __forceinline__ float number(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
-
 __device__ __forceinline__ float number(f16 x) {
 #ifdef CUDA_ON_CPU
   return emulator::float_of_f16(x.bits);

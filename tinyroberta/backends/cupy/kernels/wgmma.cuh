@@ -47,7 +47,7 @@ __device__ __forceinline__ void settled(T (&x)[N]) {
 #ifndef CUDA_ON_CPU
 #pragma unroll
   for (int i = 0; i < N; i++)
-    if constexpr (sizeof(T) == 4 && T(0.5f) > T(0))
+    if constexpr (T(0.5f) > T(0))  // float
       asm volatile("" : "+f"(x[i])::"memory");
     else
       asm volatile("" : "+r"(x[i])::"memory");
