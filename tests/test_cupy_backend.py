@@ -967,6 +967,42 @@ def test_outliers_are_not_infinite_in_high(
         assert outlier != "in what some texts reach" or error(reached=False) < 4 * BUDGETS["high"]
 
 
+@pytest.mark.parametrize("config", [CONFIG, POST_NORM])
+def test_what_cross_attention_reads_is_not_infinite_in_high(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, config: RobertaPreLayerNormConfig
+) -> None:
+    use(ops, "cuBLASLt")
+    config = dataclasses.replace(config, is_decoder=True, add_cross_attention=True)
+    kind = (
+        tinyroberta.RobertaPreLayerNormForCausalLM if config.model_type == CONFIG.model_type else tinyroberta.RobertaForCausalLM
+    )
+    tensors = {name: np.array(x, np.float32) for name, x in kind(config, backend="numpy").tensors.items()}
+    for name, x in tensors.items():
+        if name.endswith(("crossattention.self.key.weight", "crossattention.self.value.weight")):
+            x[:, BIG] *= np.float32(1e-6)
+    found = halves_of(ops, tensors)
+    assert not any("crossattention" in place for place in found)
+    if config.model_type != CONFIG.model_type:  # what the feed-forward reads, with a source and without
+        for norm in ("attention", "crossattention"):
+            name = f"encoder.layer.0.{norm}.output.LayerNorm.weight"
+            wide = tensors | {name: tensors[name] * np.float32(1e5)}
+            assert found - halves_of(ops, wide) == {"0.intermediate.dense", "0.output.dense"}
+    exact = kind(config, tensors, backend="numpy", dtype="float64")
+    source = np.random.default_rng().standard_normal((2, 5, 48))
+    source[..., BIG] *= 1e6
+    inputs = {"input_ids": np.random.default_rng().integers(3, 60, (2, 9)), "encoder_hidden_states": source}
+
+    def error() -> float:
+        model = kind(config, tensors, backend="cupy", matmul_precision="high")
+        return relative(host(model(**inputs).logits), exact(**inputs).logits)
+
+    assert error() < 4 * BUDGETS["high"]
+    reading = {("encoder", "layer", index, "crossattention", "self", part) for index in "01" for part in ("key", "value")}
+    monkeypatch.setattr(ops, "halves", lambda _: reading)  # planted
+    with np.errstate(over="ignore"):
+        assert not error() < 4 * BUDGETS["high"]
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("hidden_act", ["relu2", lambda x: x * x * x])
 def test_an_activation_that_leaves_the_range_of_f16(ops: Any, route: str, hidden_act: Any) -> None:

@@ -30,6 +30,7 @@ CHECKS = (
     "test_recordings_memory_is_bounded", "test_a_recording_is_of_one_configuration", "test_features", "test_other_families",
     "test_labels", "test_a_cache_gives_what_the_whole_text_gives", "test_an_encoder_and_a_decoder", "test_logits_to_keep",
     "test_tied_weights_are_moved_once", "test_outliers_are_not_infinite_in_high",
+    "test_what_cross_attention_reads_is_not_infinite_in_high",
     "test_an_activation_that_leaves_the_range_of_f16", "test_a_head_mask_that_leaves_the_range_of_f16",
     "test_a_cache_of_f16_takes_what_f16_does_not_hold",
     "test_settings_that_a_gpu_does_not_do", "test_a_route_that_there_is_not",
