@@ -26,6 +26,7 @@ Path = tuple[str, ...]
 MOST = 2.0**15  # half of what f16 reaches: the other half is for roundings on the way
 LEAST = 2.0**-9  # in the mean: then f16's steps below 2^-14, 2^-24 each, are a sixteenth of TF32's rounding of it
 UNIT = 2.0**-11  # f16's rounding, and TF32's
+DEAD = 2.0**-6  # of a weight's usual row: one that training has made smaller yet may err as much as this one
 UNBOUNDED = "relu2"  # the activation that goes further from 0 than its argument
 
 
@@ -103,7 +104,7 @@ def _rounds_well(weight: Any, rows: Rows) -> bool:
     """Whether a weight's f16 gives rows a product as near as rounding to eleven bits would leave it."""
     weight = np.asarray(weight, np.float32)
     lost, whole = (np.square(x) @ np.square(rows.mean) for x in (weight - weight.astype(np.float16), weight))
-    return bool((lost <= np.float32(UNIT**2) * whole).all())
+    return bool((lost <= np.float32(UNIT**2) * np.maximum(whole, np.float32(DEAD**2) * whole.mean())).all())
 
 
 def _normed(norm: Tree) -> Rows:
