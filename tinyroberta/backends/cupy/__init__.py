@@ -3,7 +3,8 @@
 backends/numpy.py says what each op means; kernels/*.cu say how. Precision: "highest" is float32 throughout. "medium" gives
 products and attention bf16 operands and float32 sums, and keeps norms' insides, softmax and the residual stream in float32.
 "high" does so with f16, which has as many bits as TF32 at twice its speed, where the weights show that no text leaves its range
-(half.py); elsewhere products are TF32's and attention float32's. Results are CuPy arrays; nothing waits for the GPU.
+(half.py); elsewhere products are TF32's, or float32's without cuBLASLt, and attention float32's. Results are CuPy arrays; nothing
+waits for the GPU.
 
 For "highest" there are two routes: exact products of 8-bit digits on the integer tensor cores (digits.cuh), and plain float32.
 TINYROBERTA_GPU=sliced|float chooses one; `python -m benchmarks.gpu` times both. Kernels named wgmma or split are Hopper's alone.
@@ -209,8 +210,9 @@ class Prepared(dict[str, Any]):
         self.recordings.setdefault(size)
         self.recordings.move_to_end(size)
         if len(self.recordings) > RECORDINGS:
-            self.done.synchronize()  # the one that leaves may still be playing
-            self.recordings.popitem(last=False)
+            _, leaving = self.recordings.popitem(last=False)
+            if leaving is not None:
+                self.done.synchronize()  # it may still be playing
         return known
 
     def forget(self) -> None:
