@@ -270,13 +270,13 @@ def on_tiles(parts):
     return multiply
 
 
-eight_rows = dot_block(8, 1, 1, fetches=0)
+eight_rows = dot_block(8, 1, 1)
 
 
 @njit(error_model="numpy")
 def by_dots(out, left, blocks, stride, left_apart, right, steps, right_apart):
     for row in range(0, blocks * 16, 8):
-        eight_rows(out + row * 128, left + row // 16 * stride + row % 16 * 64, right, steps, right)
+        eight_rows(out + row * 128, left + row // 16 * stride + row % 16 * 64, right, steps, 0, 0)
 
 
 floats_on_tiles, halves_on_tiles, halves_by_dots = by(on_tiles(3), FLOATS), by(on_tiles(1), HALVES), by(by_dots, HALVES)

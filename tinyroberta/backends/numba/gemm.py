@@ -328,6 +328,17 @@ dots_22, dots_23, dots_33 = (dot_block(4, slices, diagonals) for slices, diagona
 dots_34, dots_bf16, only_dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1), dot_block(8, 1, 1, fetches=2)
 
 
+@njit(error_model="numpy")
+def to_fetch(given, first, last, panel, size, height):
+    """The panel that this thread will read next, its end, and the pace at which blocks of `height` rows fetch it together."""
+    following = panel + given[THREADS]
+    ahead = given[B] + following * size
+    if following >= (given[O] + 31) // 32:
+        return ahead, ahead, 0
+    blocks = (min(last * 16, given[T]) - first * 16 + height - 1) // height
+    return ahead, ahead + size, (size // (16 * given[STEPS]) - 1) // blocks + 1
+
+
 @Kernel
 def _sliced_dots(arguments, block, worker):
     """The same sums as the tiles', 4 rows at a time."""
@@ -339,23 +350,24 @@ def _sliced_dots(arguments, block, worker):
     s = (memory + 63) // 64 * 64
     size = steps * slices * 2048
     y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * size
-    following = right + given[THREADS] * size if panel + given[THREADS] < panels else right
+    ahead, end, pace = to_fetch(given, first, last, panel, size, 4)
+    pace = min(pace, 64)
     hold_bias(bias, given, panel)
     for rows in range(first, last):
         height, diagonals = min(16, given[T] - rows * 16), diagonals_of(given, rows)
         for r in range(0, height, 4):
             sums, left = s + r * diagonals * 128, given[A] + rows * steps * slices * 1024 + r * 64
-            fetched = ((rows - first) * 16 + r) * steps * 256
-            ahead = following + fetched if fetched < size else right
+            pace = pace if ahead < end else 0
             if slices == 3 and diagonals == 3:
-                dots_33(sums, left, right, steps, ahead)
+                dots_33(sums, left, right, steps, ahead, pace)
             elif slices == 3:
-                dots_34(sums, left, right, steps, ahead)
-                dots_34(sums + 1024, left + 128, right, steps, right)
+                dots_34(sums, left, right, steps, ahead, pace)
+                dots_34(sums + 1024, left + 128, right, steps, ahead, 0)
             elif diagonals == 2:
-                dots_22(sums, left, right, steps, ahead)
+                dots_22(sums, left, right, steps, ahead, pace)
             else:
-                dots_23(sums, left, right, steps, ahead)
+                dots_23(sums, left, right, steps, ahead, pace)
+            ahead += pace * steps * 16
         combine(s, diagonals, given, rows, panel, height, bias, y)
         deliver(y, height, given, rows * 16, panel)
     free(memory)
@@ -369,19 +381,18 @@ def _bf16_dots(arguments, block, worker):
     first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
     memory = allocate(2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
-    size = steps * 2048
-    right = given[B] + panel * size
-    following = right + given[THREADS] * size if panel + given[THREADS] < panels else right
+    right = given[B] + panel * steps * 2048
+    ahead, end, pace = to_fetch(given, first, last, panel, steps * 2048, 8)
     hold_bias(s + 2048, given, panel)
     for rows in range(first, last):
         height = min(16, given[T] - rows * 16)
-        left = given[A] + rows * steps * 1024
-        if given[T] <= 8:
-            only_dots_bf16(s, left, right, steps, following)
-        else:
-            for r in range(0, height, 8):
-                fetched = ((rows - first) * 16 + r) * steps * 128
-                dots_bf16(s + r * 128, left + r * 64, right, steps, following + fetched if fetched < size else right)
+        for r in range(0, height, 8):
+            left, pace = given[A] + rows * steps * 1024 + r * 64, pace if ahead < end else 0
+            if pace > 64:
+                only_dots_bf16(s + r * 128, left, right, steps, ahead, pace)
+            else:
+                dots_bf16(s + r * 128, left, right, steps, ahead, pace)
+            ahead += pace * steps * 16
         add_bias(s, height, s + 2048)
         deliver(s, height, given, rows * 16, panel)
     free(memory)
@@ -410,15 +421,15 @@ def multiply_by_blocks(c, c_row, rows, columns, a, a_row, a_column, b, b_row, de
             for row in range(0, rows // ROWS * ROWS, ROWS):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
+                    fma_rows(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
                 else:
-                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
+                    fma_rows_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
             for row in range(rows // ROWS * ROWS, rows):
                 place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                 if full:
-                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
+                    fma_row(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
                 else:
-                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0)
+                    fma_row_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
 
 
 multiply = njit(error_model="numpy")(multiply_by_blocks)
@@ -430,7 +441,7 @@ HELD_AS = {np.dtype(name): kind for kind, name in enumerate(("float32", "uint16"
 def by_panel(kind):
     """multiply, of rows by a panel (K, 32) of numbers of a kind: y (rows, 32) += x (rows, K) panel.
 
-    The first rows meanwhile fetch what comes next, the panel's next numbers or the following panel's first.
+    The blocks of rows together fetch what comes next, the panel's next numbers or the following panel's first.
     """
     many, only, one = (fma_block(rows, VECTORS, kind, fetches=n) for rows, n in ((ROWS, 1), (ROWS, 2), (1, 2)))
     size = 4 if kind == "float32" else 2
@@ -438,21 +449,23 @@ def by_panel(kind):
     @njit(error_model="numpy")
     def multiply(y, rows, x, x_row, panel, depth, following):
         full = rows // ROWS * ROWS
+        pace = (32 * size - 1) // (max(1, rows // ROWS) * 2 // VECTORS) + 1
         for k in range(0, depth, DEPTH):
             some = min(DEPTH, depth - k)
-            after = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
+            ahead = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
             for column in range(0, 32, 16 * VECTORS):
-                right, fetched = panel + (k * 32 + column) * size, column // (16 * VECTORS) * some * 128
+                right = panel + (k * 32 + column) * size
                 for row in range(0, full, ROWS):
                     place, left = y + (row * 32 + column) * 4, x + (row * x_row + k) * 4
-                    if full == ROWS:
-                        only(place, 32, left, x_row, 1, right, 32, some, after + fetched if fetched < some * 32 * size else right)
+                    if pace > 64:
+                        only(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
                     else:
-                        ahead = (row // ROWS + column // (16 * VECTORS)) * some * 64
-                        many(place, 32, left, x_row, 1, right, 32, some, after + ahead if ahead < some * 32 * size else right)
+                        many(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
+                    ahead += some * pace
                 for row in range(full, rows):
-                    ahead = after + fetched if row == 0 and fetched < some * 32 * size else right
-                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead)
+                    fetched = pace if row == 0 else 0
+                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead, fetched)
+                    ahead += some * fetched
 
     return multiply
 

@@ -663,16 +663,16 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
     """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
 
     Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
-    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. With every k the
-    next `fetches` cache lines from `ahead` on are fetched.
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. With every k so many
+    cache lines from `ahead` on are fetched, and `ahead` moves by `pace` bytes.
     """
     size = 4 if kind == "float32" else 2
     name = "llvm.fma.v16f32"
 
     @intrinsic
-    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth, ahead):
+    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth, ahead, pace):
         def codegen(context, builder, signature, args):
-            c, c_row, a, a_row, a_column, b, b_row, depth, ahead = args
+            c, c_row, a, a_row, a_column, b, b_row, depth, ahead, pace = args
             sums = [[cgutils.alloca_once(builder, LANES) for _ in range(vectors)] for _ in range(rows)]
             zero = ir.Constant(LANES, [0.0] * 16)
             for row in sums:
@@ -688,7 +688,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
                 loaded = [_widened(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
                 left = at(a, k, a_column)
                 for line in range(fetches):
-                    _prefetch(builder, builder.add(ahead, builder.add(builder.mul(k, I64(64 * fetches)), I64(64 * line))))
+                    _prefetch(builder, builder.add(builder.add(ahead, builder.mul(k, pace)), I64(64 * line)))
                 for r in range(rows):
                     pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
                     spread = _spread(builder, builder.load(pointer, align=4))
@@ -708,7 +708,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
                     builder.store(total, pointer, align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), codegen
+        return types.void(*[types.int64] * 10), codegen
 
     return block
 
@@ -718,7 +718,7 @@ def dot_block(rows, slices, diagonals, fetches=1):
 
     Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
     sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
-    With every 4 bytes of a row the next `fetches` cache lines from `ahead` on are fetched.
+    With every 4 bytes of a row so many cache lines from `ahead` on are fetched, and `ahead` moves by `pace` bytes.
     """
     kind, name = (LANES, "avx512bf16.dpbf16ps.512") if slices == 1 else (INTEGERS, "avx512.vpdpbusd.512")
     dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
@@ -743,9 +743,9 @@ def dot_block(rows, slices, diagonals, fetches=1):
         return [[builder.neg(builder.call(add_up, [builder.load(place)])) for place in row] for row in totals]
 
     @intrinsic
-    def block(typingctx, sums, left, right, steps, ahead):
+    def block(typingctx, sums, left, right, steps, ahead, pace):
         def codegen(context, builder, signature, args):
-            sums, left, right, steps, ahead = args
+            sums, left, right, steps, ahead, pace = args
             places = [[[cgutils.alloca_once(builder, kind) for _ in range(2)] for _ in range(diagonals)] for _ in range(rows)]
             taken = taken_off(builder, left, steps) if slices > 1 else []
             for r, n, half in itertools.product(range(rows), range(diagonals), range(2)):
@@ -753,28 +753,29 @@ def dot_block(rows, slices, diagonals, fetches=1):
                 for i in range(max(0, n - slices + 1), min(slices, n + 1)) if taken else ():
                     start = builder.add(start, _spread(builder, taken[r][i], kind))
                 builder.store(start, places[r][n][half])
-            with cgutils.for_range(builder, steps, intp=I64) as step, cgutils.for_range(builder, I64(16), intp=I64) as quad:
+            with cgutils.for_range(builder, steps, intp=I64) as step:
                 start = builder.mul(step.index, I64(slices * 1024))
-                a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
-                b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
-                place = builder.add(builder.mul(step.index, I64(16)), quad.index)
-                for line in range(fetches):
-                    _prefetch(builder, builder.add(ahead, builder.add(builder.mul(place, I64(64 * fetches)), I64(64 * line))))
-                for j in range(slices):
-                    weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
-                    if slices > 1:
-                        weights = [builder.xor(weight, bytes_of_128) for weight in weights]
-                    for i, r in itertools.product(range(min(slices, diagonals - j)), range(rows)):
-                        pointer = builder.inttoptr(builder.add(a, I64(i * 1024 + r * 64)), I32.as_pointer())
-                        digits = _spread(builder, builder.load(pointer, align=4), INTEGERS)
-                        for half, weight in enumerate(weights):
-                            place = places[r][i + j][half]
-                            builder.store(dot(builder, builder.load(place), weight, digits), place)
+                with cgutils.for_range(builder, I64(16), intp=I64) as quad:
+                    fetched = builder.mul(builder.add(builder.mul(step.index, I64(16)), quad.index), pace)
+                    for line in range(fetches):
+                        _prefetch(builder, builder.add(builder.add(ahead, fetched), I64(64 * line)))
+                    a = builder.add(builder.add(left, start), builder.mul(quad.index, I64(4)))
+                    b = builder.add(builder.add(right, builder.mul(start, I64(2))), builder.mul(quad.index, I64(64)))
+                    for j in range(slices):
+                        weights = [_lanes(builder, builder.add(b, I64(j * 2048 + half * 1024)), INTEGERS) for half in range(2)]
+                        if slices > 1:
+                            weights = [builder.xor(weight, bytes_of_128) for weight in weights]
+                        for i, r in itertools.product(range(min(slices, diagonals - j)), range(rows)):
+                            pointer = builder.inttoptr(builder.add(a, I64(i * 1024 + r * 64)), I32.as_pointer())
+                            digits = _spread(builder, builder.load(pointer, align=4), INTEGERS)
+                            for half, weight in enumerate(weights):
+                                place = places[r][i + j][half]
+                                builder.store(dot(builder, builder.load(place), weight, digits), place)
             for r, n, half in itertools.product(range(rows), range(diagonals), range(2)):
                 address = builder.add(sums, I64((r * diagonals + n) * 128 + half * 64))
                 builder.store(builder.load(places[r][n][half]), builder.inttoptr(address, kind.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), codegen
+        return types.void(*[types.int64] * 6), codegen
 
     return block
