@@ -2,6 +2,7 @@
 run in the emulator. Stricter than CuPy wherever a GPU would go wrong in silence.
 """
 
+import collections
 import contextlib
 import ctypes
 import hashlib
@@ -58,18 +59,15 @@ class MemoryPool:
     """It holds on to what was given back to it, for the stream that gave it back alone."""
 
     def __init__(self) -> None:
-        self.used: dict[int, int] = {}  # bytes, by stream
+        self.used: collections.Counter[int] = collections.Counter()  # bytes, by stream
         self.most: dict[int, int] = {}
 
     def malloc(self, size: int) -> Block:
         stream, block = streams[-1].ptr if streams else 0, Block(size, self)
-        self.use(stream, size)
-        weakref.finalize(block, self.use, stream, -size)
-        return block
-
-    def use(self, stream: int, size: int) -> None:
-        self.used[stream] = self.used.get(stream, 0) + size
+        self.used[stream] += size
         self.most[stream] = max(self.used[stream], self.most.get(stream, 0))
+        weakref.finalize(block, self.used.subtract, {stream: size})  # which does not hold the pool
+        return block
 
     def total_bytes(self) -> int:
         return sum(self.most.values())
