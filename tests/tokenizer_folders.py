@@ -159,7 +159,9 @@ BESIDE: dict[str, Files] = {  # beside RoBERTa's vocabulary, in both layouts
     "a mask with other flags": {
         "special_tokens_map.json": {"mask_token": flags("<mask>", rstrip=True), "bos_token": flags("<s>", lstrip=True)}
     },
-    "an added_tokens_decoder": {"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer", "added_tokens_decoder": DECODER}},
+    "an added_tokens_decoder": {
+        "tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer", "added_tokens_decoder": DECODER}
+    },
     "an added_tokens_decoder against the older files": {
         "tokenizer_config.json": {
             "added_tokens_decoder": DECODER | {str(N - 1): flags("<mask>", rstrip=True, special=True)},
@@ -194,20 +196,25 @@ BESIDE: dict[str, Files] = {  # beside RoBERTa's vocabulary, in both layouts
 PRE_LAYER_NORM = {"config.json": {"model_type": "roberta-prelayernorm"}}
 XLM = {"config.json": {"model_type": "xlm-roberta"}}
 CAMEMBERT = {"config.json": {"model_type": "camembert"}}
-OLD_BERT = {"vocab.txt": "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "##it", "s", "猫", "."]) + "\n"}
+OLD_BERT = {
+    "vocab.txt": "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "##it", "s", "猫", "."]) + "\n"
+}
 AS_BERT = {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}}
 
 FOLDERS: dict[str, Callable[[], Files]] = {
     **{f"vocab.json, {name}": partial(lambda files: two_files() | files, files) for name, files in BESIDE.items()},
     **{f"tokenizer.json, {name}": partial(lambda files: one_file() | files, files) for name, files in BESIDE.items()},
     "vocab.json, merges without a version": lambda: two_files() | {"merges.txt": "\n".join(MERGES)},
-    "vocab.json, capitals only": lambda: two_files(words_of(letters=lambda c: not c.islower()), ("Ġ t",)[:0]),
+    "vocab.json, capitals only": lambda: two_files(words_of("TH", "THE", letters=lambda c: not c.islower()), ("T H", "TH E")),
     "vocab.json, without bytes": lambda: two_files(words_of(letters=str.isalnum)),
     "vocab.json, words of several names": lambda: two_files(words_of(*NAMES.values())) | BESIDE["names as BERT has them"],
-    "vocab.json, Longformer": lambda: two_files() | {"config.json": {"model_type": "roberta", "tokenizer_class": "LongformerTokenizer"}},
+    "vocab.json, Longformer": lambda: (
+        two_files() | {"config.json": {"model_type": "roberta", "tokenizer_class": "LongformerTokenizer"}}
+    ),
     "vocab.json, Bart": lambda: two_files() | {"tokenizer_config.json": {"tokenizer_class": "BartTokenizer"}},
-    "tokenizer.json, no class's names": lambda: one_file()
-    | {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<mask>"}},
+    "tokenizer.json, no class's names": lambda: (
+        one_file() | {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<mask>"}}
+    ),
     "tokenizer.json, no post-processor": lambda: one_file(no_post_processor),
     "tokenizer.json, a space before that no file asks for": lambda: one_file(prefix_space),
     "tokenizer.json, a space before that a file asks for": lambda: one_file(prefix_space) | BESIDE["add_prefix_space"],
@@ -215,20 +222,38 @@ FOLDERS: dict[str, Callable[[], Files]] = {
     "tokenizer.json, lowercased": lambda: one_file(lowercased),
     "tokenizer.json, lowercased, with an added_tokens_decoder": lambda: one_file(lowercased) | BESIDE["an added_tokens_decoder"],
     "tokenizer.json, a mask that leaves its space": lambda: one_file(mask=False),
-    "tokenizer.json, a mask that leaves its space, named": lambda: one_file(mask=False)
-    | {"special_tokens_map.json": {"mask_token": "<mask>"}},
+    "tokenizer.json, a mask that leaves its space, named": lambda: (
+        one_file(mask=False) | {"special_tokens_map.json": {"mask_token": "<mask>"}}
+    ),
     "tokenizer.json, its own tokens": lambda: one_file(own_tokens),
-    "tokenizer.json, its own tokens against added_tokens.json": lambda: one_file(own_tokens)
-    | {"added_tokens.json": {"[Y]": N, "[Z]": N + 7}, "special_tokens_map.json": {"additional_special_tokens": ["[Y]"]}},
-    "tokenizer.json, its own tokens against an added_tokens_decoder": lambda: one_file(own_tokens)
-    | BESIDE["an added_tokens_decoder"],
-    "tokenizer.json, of an encoder-decoder": lambda: one_file()
-    | {"config.json": {"model_type": "encoder-decoder", "encoder": {"model_type": "roberta"}, "decoder": {"model_type": "roberta"}}},
-    "pieces of words": lambda: whole_words("WordPiece") | {"tokenizer_config.json": {"tokenizer_class": "BertTokenizerFast"} | NAMES},
-    "pieces of words, cased": lambda: whole_words("WordPiece")
-    | {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "tokenize_chinese_chars": False}},
-    "pieces of words, no class's names": lambda: whole_words("WordPiece")
-    | {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}, "special_tokens_map.json": NAMES},
+    "tokenizer.json, its own tokens against added_tokens.json": lambda: (
+        one_file(own_tokens)
+        | {"added_tokens.json": {"[Y]": N, "[Z]": N + 7}, "special_tokens_map.json": {"additional_special_tokens": ["[Y]"]}}
+    ),
+    "tokenizer.json, its own tokens against an added_tokens_decoder": lambda: (
+        one_file(own_tokens) | BESIDE["an added_tokens_decoder"]
+    ),
+    "tokenizer.json, of an encoder-decoder": lambda: (
+        one_file()
+        | {
+            "config.json": {
+                "model_type": "encoder-decoder",
+                "encoder": {"model_type": "roberta"},
+                "decoder": {"model_type": "roberta"},
+            }
+        }
+    ),
+    "pieces of words": lambda: (
+        whole_words("WordPiece") | {"tokenizer_config.json": {"tokenizer_class": "BertTokenizerFast"} | NAMES}
+    ),
+    "pieces of words, cased": lambda: (
+        whole_words("WordPiece")
+        | {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "tokenize_chinese_chars": False}}
+    ),
+    "pieces of words, no class's names": lambda: (
+        whole_words("WordPiece")
+        | {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}, "special_tokens_map.json": NAMES}
+    ),
     "pieces of words, read as RoBERTa": lambda: whole_words("WordPiece"),
     "whole words": lambda: whole_words("WordLevel", names=False),
     "whole words, no decoder": lambda: whole_words("WordLevel", names=False, decoder=False),
@@ -238,32 +263,42 @@ FOLDERS: dict[str, Callable[[], Files]] = {
     "unigram, CamemBERT": lambda: unigram() | CAMEMBERT,
     "unigram, ALBERT": lambda: unigram() | {"tokenizer_config.json": {"tokenizer_class": "AlbertTokenizer"}},
     "vocab.txt": lambda: OLD_BERT | AS_BERT,
-    "vocab.txt, cased, added tokens": lambda: OLD_BERT
-    | {
-        "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "mask_token": "<mask>"},
-        "added_tokens.json": {"[X]": 12, "<mask>": 13},
-    },
-    "vocab.txt, ELECTRA": lambda: OLD_BERT | {"tokenizer_config.json": {"tokenizer_class": "ElectraTokenizer", "strip_accents": False}},
+    "vocab.txt, cased, added tokens": lambda: (
+        OLD_BERT
+        | {
+            "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "mask_token": "<mask>"},
+            "added_tokens.json": {"[X]": 12, "<mask>": 13},
+        }
+    ),
+    "vocab.txt, ELECTRA": lambda: (
+        OLD_BERT | {"tokenizer_config.json": {"tokenizer_class": "ElectraTokenizer", "strip_accents": False}}
+    ),
     "sentencepiece, XLM-RoBERTa": lambda: {"sentencepiece.bpe.model": sentencepiece()} | XLM,
     "sentencepiece, CamemBERT": lambda: {"sentencepiece.bpe.model": sentencepiece()} | CAMEMBERT,
     "sentencepiece, trained, XLM-RoBERTa": lambda: {"sentencepiece.bpe.model": TRAINED.read_bytes()} | XLM,
     "sentencepiece, trained, CamemBERT": lambda: {"sentencepiece.bpe.model": TRAINED.read_bytes()} | CAMEMBERT,
     "sentencepiece, a user's pieces": lambda: {"sentencepiece.bpe.model": sentencepiece(("[X]", 0.0, 4), ("[Y]", 0.0, 3))} | XLM,
-    "sentencepiece, added tokens": lambda: {
-        "sentencepiece.bpe.model": sentencepiece(),
-        "added_tokens.json": {"[X]": 25, "[Y]": 26},
-        "special_tokens_map.json": {"additional_special_tokens": ["[Y]"], "mask_token": flags("<mask>", lstrip=True)},
-    }
-    | XLM,
+    "sentencepiece, added tokens": lambda: (
+        {
+            "sentencepiece.bpe.model": sentencepiece(),
+            "added_tokens.json": {"[X]": 25, "[Y]": 26},
+            "special_tokens_map.json": {"additional_special_tokens": ["[Y]"], "mask_token": flags("<mask>", lstrip=True)},
+        }
+        | XLM
+    ),
     "sentencepiece, a mask of another name": lambda: {
         "sentencepiece.bpe.model": sentencepiece(),
         "tokenizer_config.json": {"mask_token": "[MASK]", "tokenizer_class": "XLMRobertaTokenizer"},
     },
-    "sentencepiece, an added_tokens_decoder": lambda: {
-        "sentencepiece.bpe.model": sentencepiece(),
-        "tokenizer_config.json": {"added_tokens_decoder": {"25": flags("[X]", lstrip=True), "24": flags("<mask>", special=True)}},
-    }
-    | CAMEMBERT,
+    "sentencepiece, an added_tokens_decoder": lambda: (
+        {
+            "sentencepiece.bpe.model": sentencepiece(),
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {"25": flags("[X]", lstrip=True), "24": flags("<mask>", special=True)}
+            },
+        }
+        | CAMEMBERT
+    ),
 }
 
 

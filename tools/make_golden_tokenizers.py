@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tokenizer_folders import ANSWERS, FOLDERS, ROOT, TEXTS, TRAINED, write
 
-SENTENCES = [f"the {a} {b} on the {c}." for a in ("cat", "naïve cat", "猫") for b in ("sits", "sat", "is") for c in ("mat", "cats", "ﬁt")]
+SENTENCES = [
+    f"the {a} {b} on the {c}." for a in ("cat", "naïve cat", "猫") for b in ("sits", "sat", "is") for c in ("mat", "cats", "ﬁt")
+]
 
 
 def train() -> bytes:
@@ -28,7 +30,7 @@ def train() -> bytes:
         rules.write_text("FB01\t66 69\n48\t68\nFF21\t61\n", encoding="utf-8")
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES * 4), model_writer=model, vocab_size=40, normalization_rule_tsv=str(rules),
+            sentence_iterator=iter(SENTENCES * 4), model_writer=model, vocab_size=22, normalization_rule_tsv=str(rules),
             character_coverage=1.0, minloglevel=2,
         )  # fmt: skip
         return model.getvalue()

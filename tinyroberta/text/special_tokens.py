@@ -56,8 +56,11 @@ class Tokens(NamedTuple):
 
     def all_special(self) -> list[Any]:
         """Each special token once, in the order in which they are added."""
-        several = [value if isinstance(value, list) else [value] for value in self.special.values()]
-        return list({content_of(token): token for tokens in reversed(several) for token in reversed(tokens)}.values())[::-1]
+        first: dict[str, Any] = {}
+        for value in self.special.values():
+            for token in value if isinstance(value, list) else [value]:
+                first.setdefault(content_of(token), token)
+        return list(first.values())
 
 
 def class_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -122,12 +125,10 @@ def read_tokens(tokenizers: Any, folder: Path, settings: Mapping[str, Any], kind
 
 
 def add_tokens(tokenizers: Any, tokenizer: Any, tokens: Tokens) -> None:
-    """Add what a tokenizer does not have as it is asked for; one that it has already gets the flags."""
+    """Add what is asked for; a token that the tokenizer has gets the flags, and is special where it is named so."""
     special = tokens.all_special()
-    had = list(tokenizer.get_added_tokens_decoder().values())
-    as_they_are = {repr(token) for token in had}
-    missing = [token for _, token in sorted(tokens.added.items()) if repr(token) not in as_they_are]
-    contents = {token.content for token in [*had, *missing]}
+    missing = [token for _, token in sorted(tokens.added.items())]
+    contents = {token.content for token in [*tokenizer.get_added_tokens_decoder().values(), *missing]}
     missing += [token for token in special if token not in missing and not (isinstance(token, str) and token in contents)]
     names = {content_of(token) for token in special}
     for number, token in enumerate(missing):
