@@ -42,7 +42,7 @@ def typed(content: str, **others: bool) -> dict[str, Any]:
     return {"__type": "AddedToken", **flags(content, **others)}
 
 
-def words_of(*more: str, letters: Callable[[str], bool] = lambda c: True) -> dict[str, int]:
+def words_of(*more: str, letters: Callable[[str], bool] | None = None) -> dict[str, int]:
     """A small byte-level vocabulary."""
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -54,7 +54,7 @@ def two_files(words: dict[str, int] | None = None, merges: tuple[str, ...] = MER
     return {"vocab.json": words or words_of(), "merges.txt": "#version: 0.2\n" + "\n".join(merges) + "\n"}
 
 
-def one_file(change: Callable[[Any, Any], object] = lambda tokenizers, tokenizer: None, mask: bool = True) -> Files:
+def one_file(change: Callable[[Any, Any], object] | None = None, mask: bool = True) -> Files:
     """tokenizer.json of the same vocabulary, with RoBERTa's special tokens."""
     import tokenizers
 
@@ -62,7 +62,8 @@ def one_file(change: Callable[[Any, Any], object] = lambda tokenizers, tokenizer
     tokenizer.pre_tokenizer, tokenizer.decoder = tokenizers.pre_tokenizers.ByteLevel(False), tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", tokenizers.AddedToken("<mask>", lstrip=mask, special=True)])
     tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    change(tokenizers, tokenizer)
+    if change is not None:
+        change(tokenizers, tokenizer)
     return {"tokenizer.json": json.loads(tokenizer.to_str())}
 
 
@@ -128,7 +129,7 @@ def prefix_space(tokenizers: Any, tokenizer: Any) -> None:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
-def padded_and_cut(tokenizers: Any, tokenizer: Any) -> None:
+def padded_and_cut(_: Any, tokenizer: Any) -> None:
     tokenizer.enable_padding(length=20)
     tokenizer.enable_truncation(4)
 

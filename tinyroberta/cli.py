@@ -81,7 +81,7 @@ def _positive(text: str) -> int:
 
 
 def fill_mask(arguments: argparse.Namespace) -> int:
-    """Print the likeliest words for the mask in each sentence, <mask> or what its tokenizer calls it, with their probabilities."""
+    """Print the likeliest words for the mask in each sentence (<mask>, or as the tokenizer calls it) and their probabilities."""
     from .demo import FOLDER
     from .models import RobertaPreLayerNormForMaskedLM, class_of, classes_of
     from .text.fill_mask import fill_mask as fill

@@ -97,7 +97,7 @@ def _from_vocabulary(tokenizers: Any, folder: Path, settings: Mapping[str, Any],
         return _byte_level(tokenizers, folder, tokens, bool(settings.get("add_prefix_space"))), tokens
     if piece_files and kind in PIECES:
         tokens = _as_slow(tokenizers, _with_mask(tokenizers, tokens, kind, special=True))
-        return _unigram(tokenizers, folder / piece_files[0], kind), tokens
+        return _unigram(tokenizers, folder / piece_files[0], kind, tokens), tokens
     if "vocab.txt" in there and kind in WORD_PIECE:
         tokens = _as_slow(tokenizers, tokens)
         return _word_piece(tokenizers, folder / "vocab.txt", settings, tokens), tokens
@@ -136,7 +136,7 @@ def _byte_level(tokenizers: Any, folder: Path, tokens: Tokens, add_prefix_space:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    separator, first = _with_ids(tokens, vocabulary, ("sep_token", "cls_token"))
+    separator, first = _with_ids(tokens, vocabulary, _ends(tokens))
     tokenizer.post_processor = tokenizers.processors.RobertaProcessing(separator, first, add_prefix_space=add_prefix_space)
     return tokenizer
 
@@ -150,7 +150,7 @@ def _word_piece(tokenizers: Any, path: Path, settings: Mapping[str, Any], tokens
     tokenizer.normalizer = _bert_normalizer(tokenizers, settings, True)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
-    separator, first = _with_ids(tokens, vocabulary, ("sep_token", "cls_token"))
+    separator, first = _with_ids(tokens, vocabulary, _ends(tokens))
     template = f"{first[0]}:0 $A:0 {separator[0]}:0"
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(template, special_tokens=[first, separator])
     return tokenizer
@@ -165,7 +165,7 @@ def _bert_normalizer(tokenizers: Any, settings: Mapping[str, Any], clean_text: b
     )
 
 
-def _unigram(tokenizers: Any, path: Path, kind: str) -> Any:
+def _unigram(tokenizers: Any, path: Path, kind: str, tokens: Tokens) -> Any:
     """A unigram model of sentencepiece's pieces in fairseq's order (transformers' XLMRobertaTokenizer and CamembertTokenizer)."""
     try:
         model = read_sentencepiece(path.read_bytes())
@@ -178,7 +178,6 @@ def _unigram(tokenizers: Any, path: Path, kind: str) -> Any:
     else:
         vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces[3:]]
     vocabulary.append(("<mask>", 0.0))
-    ids = {text: number for number, (text, _) in enumerate(vocabulary)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=3))
     tokenizer.add_tokens(
         [
@@ -196,19 +195,24 @@ def _unigram(tokenizers: Any, path: Path, kind: str) -> Any:
     tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
-    ends = [(token, ids[token]) for token in ("<s>", "</s>")]
+    ends = _with_ids(tokens, {text: number for number, (text, _) in enumerate(vocabulary)}, ("<s>", "</s>"))
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
     return tokenizer
 
 
-def _with_ids(tokens: Tokens, vocabulary: Mapping[str, int], names: Sequence[str]) -> list[tuple[str, int]]:
+def _ends(tokens: Tokens) -> list[str]:
+    names = ("sep_token", "cls_token")
+    if absent := [name for name in names if name not in tokens.special]:
+        raise Error(f"the tokenizer has no {' and no '.join(absent)}, but every text ends and begins with them")
+    return [content_of(tokens.special[name]) for name in names]
+
+
+def _with_ids(tokens: Tokens, vocabulary: Mapping[str, int], contents: Sequence[str]) -> list[tuple[str, int]]:
     """Special tokens with their ids; those that the vocabulary lacks stand behind it, in order."""
     ids = {**vocabulary, **{token.content: index for index, token in tokens.added.items()}}
     for token in tokens.all_special():
         ids.setdefault(content_of(token), len(ids))
-    if absent := [name for name in names if name not in tokens.special]:
-        raise Error(f"the tokenizer has no {' and no '.join(absent)}, which stand at the ends of every text")
-    return [(content, ids[content]) for content in (content_of(tokens.special[name]) for name in names)]
+    return [(content, ids[content]) for content in contents]
 
 
 @contextlib.contextmanager
