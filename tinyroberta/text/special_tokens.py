@@ -56,11 +56,11 @@ class Tokens(NamedTuple):
 
     def all_special(self) -> list[Any]:
         """Each special token once, in the order in which they are added."""
-        first: dict[str, Any] = {}
+        several: list[Any] = []
         for value in self.special.values():
-            for token in value if isinstance(value, list) else [value]:
-                first.setdefault(content_of(token), token)
-        return list(first.values())
+            seen = {content_of(token) for token in several}
+            several += [token for token in (value if isinstance(value, list) else [value]) if content_of(token) not in seen]
+        return several
 
 
 def class_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -78,7 +78,8 @@ def read_tokens(tokenizers: Any, folder: Path, settings: Mapping[str, Any], kind
 
     An `added_tokens_decoder` in tokenizer_config.json is all there is. Else special_tokens_map.json goes before
     tokenizer_config.json, and tokenizer.json's tokens before added_tokens.json's. A special token that the files only call by
-    its content has the flags with which it is added. Raises ValueError on tokens that are none.
+    its content has the flags with which it is added (transformers takes another's where added_tokens.json lies beside an
+    additional special token that is the mask too: it keeps a name from a loop before). Raises ValueError on tokens that are none.
     """
     given = {name: settings[name] for name in NAMES if name in settings}
     added: dict[int, Any] = {}

@@ -11,7 +11,7 @@ from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
 from ..weights.files import read_json
 from .sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
-from .special_tokens import KINDS, NOT_USED, Tokens, add_tokens, class_of, content_of, read_tokens
+from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_of, content_of, read_tokens
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BYTE_LEVEL = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer")
@@ -121,7 +121,7 @@ def _as_slow(tokenizers: Any, tokens: Tokens, rest: bool = False) -> Tokens:
         if isinstance(token, list):
             return [settled(name, one) for one in token]
         if isinstance(token, str):
-            return tokenizers.AddedToken(token, normalized=True) if rest and name != "additional_special_tokens" else token
+            return tokenizers.AddedToken(token, normalized=True) if rest and name in ROBERTA else token
         return tokenizers.AddedToken(**token.__getstate__())
 
     return tokens._replace(special={name: settled(name, token) for name, token in tokens.special.items()})
