@@ -203,7 +203,7 @@ def _unigram(tokenizers: Any, path: Path, kind: str, tokens: Tokens) -> Any:
 def _ends(tokens: Tokens) -> list[str]:
     names = ("sep_token", "cls_token")
     if absent := [name for name in names if name not in tokens.special]:
-        raise Error(f"the tokenizer has no {' and no '.join(absent)}, but every text ends and begins with them")
+        raise ValueError(f"there is no {' and no '.join(absent)}, with which every text ends and begins")
     return [content_of(tokens.special[name]) for name in names]
 
 
