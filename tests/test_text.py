@@ -280,3 +280,14 @@ def test_a_model_with_more_words_than_its_tokenizer() -> None:
     (candidates,) = fill_mask(small_model(other, more=3), other, ["C <mask>"], top_k=99)
     beyond = [c for c in candidates if c.token_id >= other.get_vocab_size()]
     assert [c.token for c in beyond] == ["", "", ""]
+
+
+def test_a_mask_takes_no_more_of_the_text_than_itself() -> None:
+    import tokenizers
+
+    other = small_tokenizer("BPE")
+    other.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True)])
+    (candidates,) = fill_mask(small_model(other), other, ["C  <mask>  T <mask> "], top_k=99)
+    filled = {c.token_id: c.sentence for c in candidates if c.mask == 0}
+    assert filled[6] == "CC  T <mask> "
+    assert filled[9] == "C T  T <mask> "

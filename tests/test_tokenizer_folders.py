@@ -211,6 +211,24 @@ def test_a_sentencepiece_model_of_another_name(tmp_path: Path) -> None:
     assert [first.encode(text).ids for text in TEXTS] == [second.encode(text).ids for text in TEXTS]
 
 
+def test_a_folder_that_transformers_5_has_written(tmp_path: Path) -> None:
+    """Its additional special tokens have another name, and its class is no class of version 4: the file is as it should be."""
+    settings = {"tokenizer_class": "TokenizersBackend", "mask_token": "<mask>", "extra_special_tokens": ["[X]"]}
+    tokenizer = load_tokenizer(write(tmp_path / "5", one_file(prefix_space) | {"tokenizer_config.json": settings}))
+    older = {"add_prefix_space": True, "additional_special_tokens": ["[X]"]}
+    as_before = load_tokenizer(write(tmp_path / "4", one_file(prefix_space) | {"tokenizer_config.json": older}))
+    assert [tokenizer.encode(text).ids for text in TEXTS] == [as_before.encode(text).ids for text in TEXTS]
+    assert tokenizer.mask_token == "<mask>"
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"), [("XLMRoberta", "XLM-RoBERTa"), ("XLMRobertaXL", "XLM-RoBERTa"), ("Camembert", "CamemBERT")]
+)
+def test_a_model_that_only_its_architecture_names(model: str, folder: str, tmp_path: Path) -> None:
+    files = FOLDERS[f"sentencepiece, {folder}"]() | {"config.json": {"architectures": [f"{model}ForMaskedLM"]}}
+    assert ours(write(tmp_path, files)) == json.loads(ANSWERS.read_text(encoding="utf-8"))[f"sentencepiece, {folder}"]
+
+
 def piece(*fields: bytes) -> bytes:
     return field(1, b"".join(fields))
 

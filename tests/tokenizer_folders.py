@@ -136,7 +136,7 @@ def padded_and_cut(_: Any, tokenizer: Any) -> None:
 
 def lowercased(tokenizers: Any, tokenizer: Any) -> None:
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.add_tokens([tokenizers.AddedToken("[x]", normalized=True), tokenizers.AddedToken("[Y]", normalized=False)])
+    tokenizer.add_tokens([tokenizers.AddedToken("[X]", normalized=True), tokenizers.AddedToken("[Y]", normalized=False)])
 
 
 def own_tokens(tokenizers: Any, tokenizer: Any) -> None:

@@ -46,6 +46,7 @@ CLASS_OF_MODEL = {
     "camembert": "CamembertTokenizer",
     "bert": "BertTokenizer",
 }
+CLASS_OF_ARCHITECTURE = {"XLMRoberta": "XLMRobertaTokenizer", "Roberta": "RobertaTokenizer", "Camembert": "CamembertTokenizer"}
 
 
 class Tokens(NamedTuple):
@@ -65,11 +66,16 @@ class Tokens(NamedTuple):
 
 def class_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The tokenizer class, without "Fast", that tokenizer_config.json, config.json or the type of model names; or None."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    if not named:
+    named = settings.get("tokenizer_class")
+    if not named and (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
         inner = config["encoder"] if isinstance(config.get("encoder"), dict) else config
-        named = CLASS_OF_MODEL.get(str(inner.get("model_type")))
+        named = config.get("tokenizer_class") or CLASS_OF_MODEL.get(str(inner.get("model_type")))
+        if not named and isinstance(inner.get("architectures"), list):
+            models = [str(name) for name in inner["architectures"]]
+            named = next(
+                (kind for start, kind in CLASS_OF_ARCHITECTURE.items() for name in models if name.startswith(start)), None
+            )
     return str(named).removesuffix("Fast") if named else None
 
 

@@ -77,7 +77,7 @@ def _set_up(tokenizers: Any, tokenizer: Any, settings: Mapping[str, Any], kind: 
     if (
         isinstance(before, tokenizers.pre_tokenizers.ByteLevel)
         and before.add_prefix_space != prefix
-        and (kind is not None or "add_prefix_space" in settings)
+        and (kind not in (None, "TokenizersBackend") or "add_prefix_space" in settings)  # version 5 leaves the file's as it is
     ):
         before.add_prefix_space = prefix
         tokenizer.pre_tokenizer = before
