@@ -136,7 +136,6 @@ def padded_and_cut(_: Any, tokenizer: Any) -> None:
 
 def lowercased(tokenizers: Any, tokenizer: Any) -> None:
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.add_tokens([tokenizers.AddedToken("[X]", normalized=True), tokenizers.AddedToken("[Y]", normalized=False)])
 
 
 def own_tokens(tokenizers: Any, tokenizer: Any) -> None:
@@ -220,8 +219,10 @@ FOLDERS: dict[str, Callable[[], Files]] = {
     "tokenizer.json, a space before that no file asks for": lambda: one_file(prefix_space),
     "tokenizer.json, a space before that a file asks for": lambda: one_file(prefix_space) | BESIDE["add_prefix_space"],
     "tokenizer.json, padded and cut": lambda: one_file(padded_and_cut),
-    "tokenizer.json, lowercased": lambda: one_file(lowercased),
-    "tokenizer.json, lowercased, with an added_tokens_decoder": lambda: one_file(lowercased) | BESIDE["an added_tokens_decoder"],
+    "tokenizer.json, lowercased": lambda: one_file(lowercased) | {"added_tokens.json": {"[x]": N}},
+    "tokenizer.json, lowercased, with an added_tokens_decoder": lambda: (
+        one_file(lowercased) | {"tokenizer_config.json": {"added_tokens_decoder": DECODER | {str(N): flags("[x]", lstrip=True)}}}
+    ),
     "tokenizer.json, a mask that leaves its space": lambda: one_file(mask=False),
     "tokenizer.json, a mask that leaves its space, named": lambda: (
         one_file(mask=False) | {"special_tokens_map.json": {"mask_token": "<mask>"}}
