@@ -21,10 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tinyroberta", description="RoBERTa-PreLayerNorm without a deep-learning framework.")
     parser.add_argument("--version", action="version", version=f"tinyroberta {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    fill = commands.add_parser("fill-mask", help="fill the mask in sentences", description=fill_mask.__doc__)
-    fill.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="a sentence with the model's mask (<mask>); none: one a line on standard input"
-    )
+    fill = commands.add_parser("fill-mask", help="fill the <mask> in sentences", description=fill_mask.__doc__)
+    fill.add_argument("texts", nargs="*", metavar="TEXT", help="a sentence with <mask>; none: one a line on standard input")
     fill.add_argument("--top-k", type=_positive, default=5, metavar="K", help="how many candidates for each mask (5)")
     fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
     fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
@@ -141,7 +139,7 @@ def warmup(arguments: argparse.Namespace) -> int:  # noqa: ARG001
 
 def _lines() -> Iterator[str]:
     if sys.stdin is None or sys.stdin.isatty():
-        raise Error("give a sentence with a mask (<mask>), or sentences on standard input, one a line")
+        raise Error("give a sentence with <mask>, or sentences on standard input, one a line")
     for line in sys.stdin:
         if line.strip():
             yield line.rstrip("\r\n")
