@@ -44,7 +44,7 @@ def test_json_lines() -> None:
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["text"] for answer in answers] == texts
-    assert [set(c) for c in answers[0]["candidates"]] == [{"token", "probability", "sentence"}] * 2
+    assert [set(c) for c in answers[0]["candidates"]] == [{"mask", "token", "token_id", "probability", "sentence"}] * 2
     assert answers[0]["candidates"][0]["sentence"] == f"The {answers[0]['candidates'][0]['token']} is red."
     assert [c["mask"] for c in answers[1]["candidates"]] == [0, 0, 1, 1]
     probabilities = [c["probability"] for c in answers[0]["candidates"]]

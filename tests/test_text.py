@@ -65,7 +65,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(Error, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(Error, match="lacks <s>"):
+    with pytest.raises(Error, match="holds no words"):
         load_tokenizer(tmp_path)
     for junk in ("", "{}", '{"model": 3}', "\0\xff"):
         (tmp_path / "tokenizer.json").write_text(junk)
@@ -173,3 +173,121 @@ def test_half_a_character_is_refused(tokenizer, model, text: str) -> None:
 def test_a_text_is_a_string(tokenizer, model) -> None:
     with pytest.raises(Error, match="of type int"):
         encode(tokenizer, [5], model.config)
+
+
+SENTENCES = {  # of each kind of vocabulary: its mask, a text, and what some tokens make of it
+    "WordPiece": ("[MASK]", "the [MASK] sat", {" CAT": "the CAT sat", "S": "theS sat", ".": "the. sat"}),
+    "WordLevel": ("[MASK]", "猫は[MASK]、 [MASK] ", {" CAT": "猫はCAT、 [MASK] ", " ##S": "猫は##S、 [MASK] "}),
+    "Unigram": ("<mask>", "CAT <mask>!", {" CAT": "CAT CAT!", "S": "CATS!", " ": "CAT !"}),
+    "BPE": ("<mask>", "<mask>  C <mask>.", {" T": "T  C <mask>.", "T": "T  C <mask>."}),
+    "BPE with ends of words": ("<mask>", "T <mask>.", {" CT": "T CT.", " C": "T C."}),
+}
+
+
+def small_tokenizer(kind: str):
+    """A tokenizer of capitals, without a letter "a"."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    if kind in ("WordPiece", "WordLevel"):
+        words = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "CAT", "##S", "猫", "は", "."]
+        model = getattr(models, kind)({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        if kind == "WordPiece":
+            tokenizer.decoder = decoders.WordPiece()
+    elif kind == "Unigram":
+        words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "▁", "▁CAT", "S", "!"]
+        tokenizer = tokenizers.Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=3))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    elif kind == "BPE":
+        words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", "C", "T", ".", "ĠT"]
+        tokenizer = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("Ġ", "T")]))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    else:
+        words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "C", "T</w>", "C</w>", "CT</w>"]
+        model = models.BPE(
+            {word: i for i, word in enumerate(words)}, [("C", "T</w>")], unk_token="<unk>", end_of_word_suffix="</w>"
+        )
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder()
+    tokenizer.add_special_tokens([*words[:4], tokenizers.AddedToken(words[4], lstrip=kind != "WordLevel")])
+    return tokenizer
+
+
+def small_model(tokenizer, more: int = 0):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    words = tokenizer.get_vocab_size() + more
+    return tinyroberta.RobertaForMaskedLM(
+        tinyroberta.RobertaConfig(vocab_size=words, **sizes, max_position_embeddings=20), seed=1
+    )
+
+
+@pytest.mark.parametrize("kind", SENTENCES)
+def test_a_vocabulary_that_lacks_letters(kind: str, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(kind)
+    mask, text, sentences = SENTENCES[kind]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for one in (tokenizer, load_tokenizer(tmp_path)):
+        (candidates,) = fill_mask(small_model(one), one, [text], top_k=99)
+        first = [c for c in candidates if c.mask == 0]
+        assert sorted(c.token_id for c in first) == list(range(one.get_vocab_size()))
+        assert {c.token: c.sentence for c in first if c.token in sentences} == sentences
+        for c in first:
+            assert c.token.strip() in one.id_to_token(c.token_id)  # itself alone, with nothing of what stands before
+        assert len(candidates) == text.count(mask) * one.get_vocab_size()
+
+
+def test_a_mask_that_the_text_calls_otherwise(tokenizer, model) -> None:
+    bert = small_tokenizer("WordPiece")
+    with pytest.raises(Error, match=r"no \[MASK\] in 'the <mask> sat'"):
+        fill_mask(small_model(bert), bert, ["the <mask> sat"])
+    with pytest.raises(Error, match="no <mask>"):
+        fill_mask(model, tokenizer, ["the [MASK] sat"])
+
+
+def test_a_mask_that_is_named_otherwise(tmp_path: Path) -> None:
+    """A tokenizer with two of them: the files say which is the mask."""
+    small_tokenizer("Unigram").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": "S"}))
+    other = load_tokenizer(tmp_path)
+    assert other.mask_token == "S"
+    (candidates,) = fill_mask(small_model(other), other, ["CATS <mask>"], top_k=1)
+    assert candidates[0].sentence.endswith(" <mask>")
+
+
+def test_a_tokenizer_without_a_mask(tmp_path: Path) -> None:
+    import tokenizers
+
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "the": 1}, unk_token="<unk>"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).mask_token is None
+    with pytest.raises(Error, match="no mask"):
+        fill_mask(small_model(other), load_tokenizer(tmp_path), ["the <mask>"])
+
+
+def test_a_mask_that_is_not_always_read() -> None:
+    import tokenizers
+
+    other = small_tokenizer("BPE")
+    other.add_special_tokens([tokenizers.AddedToken("<mask>", single_word=True)])
+    with pytest.raises(Error, match="does not read every <mask>"):
+        fill_mask(small_model(other), other, ["C <mask> TT<mask>T"])
+
+
+def test_a_model_with_more_words_than_its_tokenizer() -> None:
+    other = small_tokenizer("BPE")
+    (candidates,) = fill_mask(small_model(other, more=3), other, ["C <mask>"], top_k=99)
+    beyond = [c for c in candidates if c.token_id >= other.get_vocab_size()]
+    assert [c.token for c in beyond] == ["", "", ""]
+
+
+def test_a_mask_takes_no_more_of_the_text_than_itself() -> None:
+    import tokenizers
+
+    other = small_tokenizer("BPE")
+    other.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True)])
+    (candidates,) = fill_mask(small_model(other), other, ["C  <mask>  T <mask> "], top_k=99)
+    filled = {c.token_id: c.sentence for c in candidates if c.mask == 0}
+    assert filled[6] == "CC  T <mask> "
+    assert filled[9] == "C T  T <mask> "

@@ -79,7 +79,7 @@ def _positive(text: str) -> int:
 
 
 def fill_mask(arguments: argparse.Namespace) -> int:
-    """Print the likeliest words for the <mask> in each sentence, with their probabilities."""
+    """Print the likeliest words for the mask in each sentence (<mask>, or as the tokenizer calls it) and their probabilities."""
     from .demo import FOLDER
     from .models import RobertaPreLayerNormForMaskedLM, class_of, classes_of
     from .text.fill_mask import fill_mask as fill
@@ -146,12 +146,9 @@ def _lines() -> Iterator[str]:
 
 
 def _as_json(text: str, candidates: Sequence[Any]) -> dict[str, Any]:
-    several = len({candidate.mask for candidate in candidates}) > 1
     entries = [candidate._asdict() for candidate in candidates]
     for entry in entries:
         entry["token"] = entry["token"].strip() or entry["token"]
-        if not several:
-            del entry["mask"]
     return {"text": text, "candidates": entries}
 
 

@@ -7,14 +7,15 @@ import numpy as np
 
 from ..errors import Error
 from ..models import RobertaPreLayerNormForMaskedLM
-from .tokenizer import MASK, encode
+from .tokenizer import mask_token, stack, tokenize
 
 
 class Candidate(NamedTuple):
-    """A word for a mask: the token's text, its probability, and the sentence with it."""
+    """A word for a mask: the token's text and id, its probability, and the sentence with it."""
 
     mask: int  # which of the sentence's masks, from 0
     token: str
+    token_id: int
     probability: float
     sentence: str
 
@@ -24,45 +25,65 @@ def fill_mask(
 ) -> list[list[Candidate]]:
     """For each text, the `top_k` likeliest tokens for each of its masks, likeliest first; each mask is filled by itself.
 
-    Raises Error on a text without <mask>, or as `encode` does.
+    The mask is the tokenizer's own (`load_tokenizer`). Raises Error on a text without one, or as `encode` does.
     """
     if top_k < 1:
         raise Error(f"top_k is {top_k}; it must be at least 1")
-    for text in texts:
-        if MASK not in text:
-            raise Error(f"there is no {MASK} in {text[:80]!r}: put one where a word is to be found")
-    mask_id = tokenizer.token_to_id(MASK)
-    if mask_id is None:
-        raise Error(f"the tokenizer has no {MASK}")
-    ids, attention_mask = encode(tokenizer, texts, model.config)
+    mask = mask_token(tokenizer)
+    encodings = tokenize(tokenizer, texts)
+    mask_id = tokenizer.token_to_id(mask)
+    for text, encoding in zip(texts, encodings, strict=True):
+        count = encoding.ids.count(mask_id)
+        if count < text.count(mask):
+            raise Error(f"the tokenizer does not read every {mask} in {text[:80]!r} as its mask")
+        if count == 0:
+            raise Error(f"there is no {mask} in {text[:80]!r}: put one where a word is to be found")
+    ids, attention_mask = stack(encodings, model.config)
     places = ids == mask_id
-    counts = places.sum(1)
-    if any(count != text.count(MASK) for count, text in zip(counts, texts, strict=True)):
-        raise Error(f"the tokenizer does not read {MASK} as its mask")
     logits = model.ops.to_numpy(model(ids, attention_mask=attention_mask, logits_to_keep=places).logits)
     return [
         [
-            Candidate(number, token, probability, _filled(text, number, token))
-            for number, scores in enumerate(rows)
-            for token, probability in _likeliest(tokenizer, scores, top_k)
+            Candidate(number, _text_of(tokenizer, token), token, probability, _filled(tokenizer, text, span, token))
+            for number, (span, scores) in enumerate(zip(_spans(text, encoding, mask_id), rows, strict=True))
+            for token, probability in _likeliest(scores, top_k)
         ]
-        for text, rows in zip(texts, np.split(logits, np.cumsum(counts)[:-1]), strict=True)
+        for text, encoding, rows in zip(texts, encodings, np.split(logits, np.cumsum(places.sum(1))[:-1]), strict=True)
     ]
 
 
-def _likeliest(tokenizer: Any, logits: Any, top_k: int) -> list[tuple[str, float]]:
+def _likeliest(logits: Any, top_k: int) -> list[tuple[int, float]]:
     logits = logits.astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    before = tokenizer.encode("a", add_special_tokens=False).ids  # a token's space is its own only behind another token
-    start = len(tokenizer.decode(before))
-    texts = (tokenizer.decode([*before, int(token)], skip_special_tokens=False)[start:] for token in best)
-    return [(text, float(probabilities[token])) for text, token in zip(texts, best, strict=True)]
+    return [(int(token), float(probabilities[token])) for token in np.argsort(-probabilities, kind="stable")[:top_k]]
 
 
-def _filled(text: str, number: int, token: str) -> str:
-    """The text with its mask of that number replaced; a mask swallows the spaces before it, and the token brings its own."""
-    parts = text.split(MASK)
-    before, after = MASK.join(parts[: number + 1]).rstrip(), MASK.join(parts[number + 1 :])
-    return (before + token if before else token.lstrip()) + after
+def _text_of(tokenizer: Any, token: int) -> str:
+    """A token's text as it stands behind another word, with its space; that word need not be in the vocabulary."""
+    piece = tokenizer.id_to_token(token)
+    if piece is None:
+        return ""  # the model has more words than its tokenizer
+    if tokenizer.decoder is None:
+        return f" {piece}"
+    before = "a" + (getattr(tokenizer.model, "end_of_word_suffix", None) or "")
+    return str(tokenizer.decoder.decode([before, piece])).removeprefix("a")
+
+
+def _spans(text: str, encoding: Any, mask_id: int) -> list[tuple[int, int]]:
+    """Where the masks stand in the text, without the spaces that they take in."""
+    spans = []
+    for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if token == mask_id:
+            mask = text[start:end]
+            spans.append((end - len(mask.lstrip()), start + len(mask.rstrip())))
+    return spans
+
+
+def _filled(tokenizer: Any, text: str, span: tuple[int, int], token: int) -> str:
+    """The text with one mask replaced; a token brings its own space, except where the decoder sets spaces between words."""
+    before, after = text[: span[0]], text[span[1] :]
+    word = _text_of(tokenizer, token)
+    if not before.strip():
+        return word.lstrip() + after
+    spaced = type(tokenizer.decoder).__name__ in ("NoneType", "WordPiece", "BPEDecoder")
+    return (before + word.lstrip() if spaced and word.startswith(" ") else before.rstrip() + word) + after

@@ -1,6 +1,7 @@
-"""From texts to ids and back, by the tokenizers package: tokenizer.json, or vocab.json with merges.txt."""
+"""From texts to ids and back, by the tokenizers package, from whichever files a checkpoint's folder has."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,45 +9,223 @@ import numpy as np
 
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
+from ..weights.files import read_json
+from .sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
+from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_of, content_of, read_tokens
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MASK = "<mask>"
+BYTE_LEVEL = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer")
+WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+PIECES = ("XLMRobertaTokenizer", "CamembertTokenizer")
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model")
+VOCABULARIES = ("vocab.json", "merges.txt", *SENTENCEPIECE_FILES, "vocab.txt", "bpe.codes")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """A checkpoint folder's tokenizers.Tokenizer; raises Error where the folder has none, or the package is not installed."""
+    """A checkpoint folder's tokenizers.Tokenizer, with an attribute `mask_token`: the text of its mask, or None.
+
+    It gives the ids of transformers 4.57's fast tokenizers: tokenizer.json, or what the tokenizer's class makes of its vocabulary
+    (vocab.json with merges.txt, a sentencepiece model, vocab.txt), with the tokens and settings of tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json. Raises Error on a folder without a tokenizer that is read here, or where the
+    package is not installed.
+    """
     try:
         import tokenizers
     except ImportError as error:
         raise Error("reading text needs the tokenizers package: pip install 'tinyroberta[text]'") from error
     folder = Path(folder)
-    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    try:
-        if whole.is_file():
-            tokenizer = tokenizers.Tokenizer.from_file(str(whole))
+    folder = folder.parent if folder.is_file() else folder
+    with _one_error(f"{folder}: the tokenizer files are not valid"):
+        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        kind = class_of(folder, settings)
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            return tokenizer
-        if vocabulary.is_file() and merges.is_file():
-            return _byte_level(tokenizers, str(vocabulary), str(merges))
-    except Exception as error:  # the package raises bare Exceptions
-        raise Error(f"{folder}: the tokenizer files are not valid: {error}") from error
-    raise Error(f"{folder} holds no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt")
-
-
-def _byte_level(tokenizers: Any, vocabulary: str, merges: str) -> Any:
-    """RoBERTa's own byte-level BPE around a vocabulary and its merges (transformers' RobertaTokenizerFast)."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocabulary, merges, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    ids = {token: tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>", MASK)}
-    if absent := [token for token, index in ids.items() if index is None]:
-        raise Error(f"vocab.json lacks {', '.join(absent)}, which RoBERTa's tokenizer has")
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    tokenizer.add_special_tokens([tokenizers.AddedToken(MASK, lstrip=True, special=True)])
-    ends = (("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
-    tokenizer.post_processor = tokenizers.processors.RobertaProcessing(*ends, add_prefix_space=False)
+            tokens = read_tokens(tokenizers, folder, settings, kind, tokenizer.get_added_tokens_decoder())
+            tokens = _with_mask(tokenizers, tokens, kind)
+        else:
+            tokenizer, tokens = _from_vocabulary(tokenizers, folder, settings, kind)
+        add_tokens(tokenizers, tokenizer, tokens)
+        _set_up(tokenizers, tokenizer, settings, kind)
+    tokenizer.mask_token = content_of(tokens.special["mask_token"]) if "mask_token" in tokens.special else None
     return tokenizer
+
+
+def mask_token(tokenizer: Any) -> str:
+    """The text of a tokenizer's mask: what its files name, else <mask> or [MASK]; raises Error where it has neither."""
+    for token in (getattr(tokenizer, "mask_token", None), "<mask>", "[MASK]"):
+        if token is not None and tokenizer.token_to_id(token) is not None:
+            return str(token)
+    raise Error("the tokenizer has no mask: its tokenizer_config.json must name a mask_token")
+
+
+def _with_mask(tokenizers: Any, tokens: Tokens, kind: str | None, **flags: bool) -> Tokens:
+    """A mask of which only the content is known is read as the tokenizer's class does: most take the space before it."""
+    mask = tokens.special.get("mask_token")
+    if kind in KINDS and KINDS[kind].mask and isinstance(mask, str):
+        mask = tokenizers.AddedToken(mask, **{**KINDS[kind].mask, **flags})
+        return tokens._replace(special={**tokens.special, "mask_token": mask})
+    return tokens
+
+
+def _set_up(tokenizers: Any, tokenizer: Any, settings: Mapping[str, Any], kind: str | None) -> None:
+    """The settings that transformers lays over what a tokenizer's own file says."""
+    tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))
+    prefix = bool(settings.get("add_prefix_space"))
+    before = tokenizer.pre_tokenizer
+    if (
+        isinstance(before, tokenizers.pre_tokenizers.ByteLevel)
+        and before.add_prefix_space != prefix
+        and (kind not in (None, "TokenizersBackend") or "add_prefix_space" in settings)  # version 5 leaves the file's as it is
+    ):
+        before.add_prefix_space = prefix
+        tokenizer.pre_tokenizer = before
+    if kind in WORD_PIECE and isinstance(tokenizer.normalizer, tokenizers.normalizers.BertNormalizer):
+        tokenizer.normalizer = _bert_normalizer(tokenizers, settings, tokenizer.normalizer.clean_text)
+
+
+def _from_vocabulary(tokenizers: Any, folder: Path, settings: Mapping[str, Any], kind: str | None) -> tuple[Any, Tokens]:
+    """What transformers' slow tokenizers become as fast ones."""
+    there = [name for name in VOCABULARIES if (folder / name).is_file()]
+    byte_level = {"vocab.json", "merges.txt"} <= set(there) and kind in (None, *BYTE_LEVEL)
+    kind = kind or ("RobertaTokenizer" if byte_level else None)
+    tokens = read_tokens(tokenizers, folder, settings, kind, {})
+    piece_files = [name for name in SENTENCEPIECE_FILES if name in there]
+    if byte_level:
+        tokens = _as_slow(tokenizers, _with_mask(tokenizers, tokens, kind), rest=True)
+        return _byte_level(tokenizers, folder, tokens, bool(settings.get("add_prefix_space"))), tokens
+    if piece_files and kind in PIECES:
+        tokens = _as_slow(tokenizers, _with_mask(tokenizers, tokens, kind, special=True))
+        return _unigram(tokenizers, folder / piece_files[0], kind, tokens), tokens
+    if "vocab.txt" in there and kind in WORD_PIECE:
+        tokens = _as_slow(tokenizers, tokens)
+        return _word_piece(tokenizers, folder / "vocab.txt", settings, tokens), tokens
+    raise Error(f"{folder} holds no tokenizer that is read here: {_what_to_do(there, kind)}")
+
+
+def _what_to_do(there: list[str], kind: str | None) -> str:
+    if not there:
+        return "neither tokenizer.json, nor a vocabulary such as vocab.json with merges.txt"
+    told = f"{' and '.join(there)} without a tokenizer.json"
+    if "bpe.codes" in there:
+        return f"it has {told}, which only transformers' Python code reads (PhobertTokenizer): make ids with that"
+    told += f", for the tokenizer_class {kind}" if kind else ", and names no tokenizer_class in tokenizer_config.json"
+    return f"it has {told}; transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes tokenizer.json"
+
+
+def _as_slow(tokenizers: Any, tokens: Tokens, rest: bool = False) -> Tokens:
+    """Special tokens as a slow tokenizer hands them on: flags that nobody gave are settled before the token becomes special."""
+
+    def settled(name: str, token: Any) -> Any:
+        if isinstance(token, list):
+            return [settled(name, one) for one in token]
+        if isinstance(token, str):
+            return tokenizers.AddedToken(token, normalized=True) if rest and name in ROBERTA else token
+        return tokenizers.AddedToken(**token.__getstate__())
+
+    return tokens._replace(special={name: settled(name, token) for name, token in tokens.special.items()})
+
+
+def _byte_level(tokenizers: Any, folder: Path, tokens: Tokens, add_prefix_space: bool) -> Any:
+    """RoBERTa's byte-level BPE (transformers' RobertaTokenizer); merges.txt begins with its version and ends with a newline."""
+    vocabulary = read_json(folder / "vocab.json")
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]]
+    if not vocabulary:
+        raise Error(f"{folder / 'vocab.json'} holds no words")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    separator, first = _with_ids(tokens, vocabulary, _ends(tokens))
+    tokenizer.post_processor = tokenizers.processors.RobertaProcessing(separator, first, add_prefix_space=add_prefix_space)
+    return tokenizer
+
+
+def _word_piece(tokenizers: Any, path: Path, settings: Mapping[str, Any], tokens: Tokens) -> Any:
+    """BERT's word pieces around their list (transformers' BertTokenizer)."""
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocabulary = {word: number for number, word in enumerate(lines)}
+    unknown = content_of(tokens.special.get("unk_token"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = _bert_normalizer(tokenizers, settings, True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    separator, first = _with_ids(tokens, vocabulary, _ends(tokens))
+    template = f"{first[0]}:0 $A:0 {separator[0]}:0"
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(template, special_tokens=[first, separator])
+    return tokenizer
+
+
+def _bert_normalizer(tokenizers: Any, settings: Mapping[str, Any], clean_text: bool) -> Any:
+    return tokenizers.normalizers.BertNormalizer(
+        clean_text=clean_text,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+
+
+def _unigram(tokenizers: Any, path: Path, kind: str, tokens: Tokens) -> Any:
+    """A unigram model of sentencepiece's pieces in fairseq's order (transformers' XLMRobertaTokenizer and CamembertTokenizer)."""
+    try:
+        model = read_sentencepiece(path.read_bytes())
+    except Error as error:
+        raise Error(f"{path} is not a sentencepiece model: {error}") from error
+    pieces = [(text, score) for text, score, _ in model.pieces]
+    if kind == "CamembertTokenizer":
+        start, end, unknown = NOT_USED
+        vocabulary = [(start, 0.0), ("<pad>", 0.0), (end, 0.0), ("<unk>", 0.0), (unknown, -100.0), *pieces[1:]]
+    else:
+        vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces[3:]]
+    vocabulary.append(("<mask>", 0.0))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=3))
+    tokenizer.add_tokens(
+        [
+            tokenizers.AddedToken(text, normalized=False, special=sort == CONTROL)
+            for text, _, sort in model.pieces
+            if sort in (CONTROL, USER_DEFINED)
+        ]
+    )
+    steps = [
+        tokenizers.normalizers.Strip(left=False, right=True),
+        tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), "▁"),
+    ]
+    if model.charsmap:
+        steps.insert(0, tokenizers.normalizers.Precompiled(model.charsmap))
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    ends = _with_ids(tokens, {text: number for number, (text, _) in enumerate(vocabulary)}, ("<s>", "</s>"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    return tokenizer
+
+
+def _ends(tokens: Tokens) -> list[str]:
+    names = ("sep_token", "cls_token")
+    if absent := [name for name in names if name not in tokens.special]:
+        raise ValueError(f"there is no {' and no '.join(absent)}, with which every text ends and begins")
+    return [content_of(tokens.special[name]) for name in names]
+
+
+def _with_ids(tokens: Tokens, vocabulary: Mapping[str, int], contents: Sequence[str]) -> list[tuple[str, int]]:
+    """Special tokens with their ids; those that the vocabulary lacks stand behind it, in order."""
+    ids = {**vocabulary, **{token.content: index for index, token in tokens.added.items()}}
+    for token in tokens.all_special():
+        ids.setdefault(content_of(token), len(ids))
+    return [(content, ids[content]) for content in contents]
+
+
+@contextlib.contextmanager
+def _one_error(told: str) -> Iterator[None]:
+    """Whatever the tokenizers package raises becomes an Error: bare Exceptions, and what is no Exception where it panics."""
+    try:
+        yield
+    except Error:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise Error(f"{told}: {error}") from error
+        raise
 
 
 def encode(tokenizer: Any, texts: Sequence[str], config: RobertaPreLayerNormConfig) -> tuple[Array, Array]:
@@ -55,6 +234,11 @@ def encode(tokenizer: Any, texts: Sequence[str], config: RobertaPreLayerNormConf
     Raises Error on no texts, a text that is no Unicode or longer than the model reads, or a tokenizer with more words than the
     model.
     """
+    return stack(tokenize(tokenizer, texts), config)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    """Texts -> tokenizers.Encodings, one for each; raises Error on no texts, or one that is no Unicode."""
     if not texts:
         raise Error("there is no text to read")
     for text in texts:
@@ -65,17 +249,23 @@ def encode(tokenizer: Any, texts: Sequence[str], config: RobertaPreLayerNormConf
         except UnicodeEncodeError as error:
             told = "holds half of a surrogate pair, which is no character: read its bytes as UTF-8"
             raise Error(f"the text {text[:80]!r} {told}") from error
-    encodings = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    longest = max(map(len, encodings))
+    with _one_error("the tokenizer cannot read the text"):
+        return list(tokenizer.encode_batch(list(texts)))
+
+
+def stack(encodings: Sequence[Any], config: RobertaPreLayerNormConfig) -> tuple[Array, Array]:
+    """Encodings -> ids (B, S) int64 and mask (B, S) int64; raises Error where the model cannot read them."""
+    rows = [encoding.ids for encoding in encodings]
+    longest = max(map(len, rows))
     if longest > config.usable_length:
         raise Error(
             f"a text has {longest} tokens; this model reads at most {config.usable_length}, <s> and </s> among them: cut it"
         )
     if longest == 0:
         raise Error("a text has no tokens")
-    ids = np.full((len(encodings), longest), config.pad_token_id or 0, np.int64)
+    ids = np.full((len(rows), longest), config.pad_token_id or 0, np.int64)
     mask = np.zeros_like(ids)
-    for row, tokens in enumerate(encodings):
+    for row, tokens in enumerate(rows):
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
     if ids.max() >= config.vocab_size:
         raise Error(f"the tokenizer gave id {ids.max()}, the model has {config.vocab_size} words: they do not belong together")
