@@ -1,7 +1,6 @@
 """An encoder and a decoder that reads it: translation, summaries. Mirrors transformers' EncoderDecoderModel."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -45,30 +44,32 @@ def is_pair(content: Mapping[str, Any]) -> bool:
 def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
     """The class, configuration and tensors of the encoder and of the decoder.
 
-    Under tie_encoder_decoder, what both have is the decoder's, or what the file holds of it (transformers'
-    _tie_encoder_decoder_weights). Raises Error where config.json lacks a part or names one that is not run here.
+    Under tie_encoder_decoder one part's tensors stand for those that the file does not hold of the other, as transformers 4 saves
+    them. Raises Error where config.json lacks a part or names one that is not run here.
     """
+    tied, held = content.get("tie_encoder_decoder") is True, {part: Part(stored, part) for part in ("encoder", "decoder")}
     found: Parts = {}
-    shared: dict[str, dict[str, str]] = {"encoder": {}, "decoder": {}}
-    if content.get("tie_encoder_decoder") is True:
-        encoder, decoder = Part(stored, "encoder"), Part(stored, "decoder")
-        prefixes = tuple({family.prefix for family in names.FAMILIES.values()})
-        bare = {re.sub(f"^({'|'.join(map(re.escape, prefixes))})", "", name): name for name in decoder}
-        heads = ("pooler.", *(f"{head}." for head in names.HEADS))
-        shared["encoder"] = {name: decoder.source(own) for name, own in bare.items() if not name.startswith(heads)}
-        shared["encoder"] = {name: source for name, source in shared["encoder"].items() if "crossattention" not in name}
-        shared["decoder"] = {
-            name: encoder.source(name) for name in encoder if name not in bare and not name.startswith("pooler.")
-        }
-    for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
+    for part, other, place in (("encoder", "decoder", 0), ("decoder", "encoder", 1)):
         if not isinstance(content.get(part), dict):
             raise Error(f"{where}: config.json holds no {part}")
-        held = Part(stored, part, shared[part])
-        config = config_from(content[part], lambda held=held: names.model_type_of(held))  # type: ignore[misc]
+        seen = [*held[part], *(held[other] if tied else ())]
+        config = config_from(content[part], lambda seen=seen: names.model_type_of(seen))  # type: ignore[misc]
         if config.model_type not in names.FAMILIES:
             known = ", ".join(names.FAMILIES)
             raise Error(f"{where}: the {part}'s model_type is {config.model_type!r}; this version runs {known}")
-        found[part] = classes_of(config.model_type)[place], config, held
+        kind, tensors = (
+            classes_of(config.model_type)[place],
+            held[part],
+        )  # of the seven: the bare model, the causal language model
+        if tied:
+            names.check_layers(config, stored, f"{where} ({part})")
+            wanted = kind.encoder_shapes(config)
+            own, theirs = (
+                names.own_names(held[side], where, names.FAMILIES[config.model_type], wanted) for side in (part, other)
+            )
+            shared = {name: held[other].source(theirs[name]) for name in wanted if name in theirs and name not in own}
+            tensors = Part(stored, part, shared)
+        found[part] = kind, config, tensors
     return found
 
 

@@ -164,7 +164,7 @@ def gather(
     if version not in (4, 5):
         raise Error(f"version is {version!r}; it must be 4 or 5, a transformers whose tied weights are wanted")
     wanted = dict(encoder) | dict(head)
-    sources = _own_names(stored, where, family, wanted)
+    sources = own_names(stored, where, family, wanted)
     found = {name: source for name, source in sources.items() if name in wanted}
     if DECODER_BIAS in wanted and DECODER_BIAS not in found and "lm_head.bias" in sources:
         found[DECODER_BIAS] = sources["lm_head.bias"]
@@ -218,7 +218,7 @@ def _few(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str]) -> dict[str, str]:
+def own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str]) -> dict[str, str]:
     """{this library's name without the prefix: the file's name}."""
     names: dict[str, str] = {}
     own = {_theirs(name, family): name for name in wanted}
