@@ -26,10 +26,12 @@ def test_what_is_neither_a_folder_nor_a_repository(name: str) -> None:
         tinyroberta.load(name) if name else tinyroberta.load(Path("absent"))
 
 
-def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(Error, match="give the folder"):
-        tinyroberta.load(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("name", ["config.json", "model.onnx", "notes"])
+def test_a_file_of_no_weights_is_told(tmp_path: Path, name: str) -> None:
+    publish(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(Error, match=r"is a file; give the folder .* \.safetensors, \.bin"):
+        tinyroberta.load(tmp_path / name)
 
 
 @pytest.fixture

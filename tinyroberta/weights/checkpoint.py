@@ -134,7 +134,8 @@ def weights_of(path: Path) -> tuple[Format, Path]:
 
 def _pickled(folder: Path) -> Path:
     """The torch.save'd file in a folder; raises Error where there is none, or one of several could be meant."""
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLED and not NO_WEIGHTS.match(file.name)]
+    named = (file for file in sorted(folder.iterdir()) if file.suffix in PICKLED and not NO_WEIGHTS.match(file.name))
+    files = [file for file in named if file.is_file()]
     chosen = [file for name in CHOSEN for file in files if file.name == name] or files
     if len(files) > 1 and chosen is files:
         raise Error(f"{folder} holds {len(files)} files of torch.save, none of them {' or '.join(CHOSEN)}; give the path of one")
