@@ -17,6 +17,7 @@ from torch_writer import put, save, storage, tensor
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.config import CONFIGS
+from tinyroberta.inspect import inspect
 from tinyroberta.models import classes_of
 from tinyroberta.weights.checkpoint import FORMATS, open_checkpoint, weight_files, weights_of
 from tinyroberta.weights.names import FAMILIES
@@ -265,8 +266,8 @@ def test_a_tied_pair_may_hold_a_tensor_once(tmp_path: Path, model_type: str, kep
     assert len(stored(tmp_path)) < before - 30 or kept == "both"
     loaded = tinyroberta.load(tmp_path, backend="numpy")
     np.testing.assert_array_equal(loaded(IDS, decoder_input_ids=IDS).logits, wanted)
-    assert tinyroberta.inspect.inspect(tmp_path)["problem"] is None
-    assert tinyroberta.inspect.inspect(tmp_path)["unused"] == []
+    assert inspect(tmp_path)["problem"] is None
+    assert inspect(tmp_path)["unused"] == []
     loaded.save_pretrained(tmp_path / "again")
     np.testing.assert_array_equal(
         tinyroberta.load(tmp_path / "again", backend="numpy")(IDS, decoder_input_ids=IDS).logits, wanted
