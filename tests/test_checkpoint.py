@@ -223,9 +223,10 @@ def test_tensors_that_no_class_needs_are_said_once(saved: Path, extra: list[str]
         warnings.simplefilter("always")
         np.testing.assert_array_equal(logits(saved), wanted)
     (warning,) = told
-    assert f"holds {len(extra)} tensors that this model does not have, which are left out: {', '.join(sorted(extra))}" in str(
-        warning.message
-    )
+    assert f"holds tensors that this model does not have, left out here: {', '.join(sorted(extra))}" in str(warning.message)
+    with pytest.warns(UserWarning, match="left out here") as told:
+        tinyroberta.RobertaForMaskedLM.from_pretrained(saved)
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_what_is_saved_is_not_wrapped(saved: Path, tmp_path: Path) -> None:

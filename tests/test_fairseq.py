@@ -150,6 +150,7 @@ def test_other_files_are_told(tmp_path: Path) -> None:
         tinyroberta.load(tmp_path / "x.txt")
 
 
+@pytest.mark.filterwarnings("ignore:.*left out here")  # a name may be what is damaged
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_checkpoints_are_one_error(tmp_path: Path, data: st.DataObject) -> None:

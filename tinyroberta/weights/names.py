@@ -148,7 +148,7 @@ def gather(
     where: str,
     family: Family = FAMILIES["roberta-prelayernorm"],
     version: int = 5,
-    left: Callable[[str], object] = lambda told: warnings.warn(told, stacklevel=4),
+    left: Callable[[str], object] = lambda told: warnings.warn(told, stacklevel=5),
 ) -> dict[str, Array]:
     """The tensors a model wants, from a file's own names: {encoder's names, head's names} -> arrays.
 
@@ -192,7 +192,7 @@ def gather(
         if name in wanted and stored.shape(source) != wanted[name]
     ]
     if unexpected and not (missing or shaped):
-        left(f"{where} holds {len(unexpected)} tensors that this model does not have, which are left out: {_few(unexpected)}")
+        left(f"{where} holds tensors that this model does not have, left out here: {_few(unexpected)}")
     if missing or shaped:
         lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shaped))
         told = "; ".join(f"{len(names)} {word}: {_few(names)}" for word, names in lists if names)
