@@ -64,7 +64,7 @@ def test_a_folder_that_holds_one(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "prenorm.pt", tmp_path / "checkpoint_1_100.pt")
     assert type(tinyroberta.load(tmp_path)).__name__ == "RobertaPreLayerNormForMaskedLM"
     shutil.copy(FOLDER / "xl.pt", tmp_path / "checkpoint_2_200.pt")
-    with pytest.raises(Error, match=r"holds 2 \.pt files"):
+    with pytest.raises(Error, match="holds 2 files of torch"):
         tinyroberta.load(tmp_path)
     shutil.copy(FOLDER / "postnorm_old.pt", tmp_path / "checkpoint_best.pt")
     assert type(tinyroberta.load(tmp_path)).__name__ == "RobertaForMaskedLM"
@@ -113,7 +113,11 @@ REFUSED = {
     "a layer missing": (HEADS, without("layers.1.fc2"), r"2 missing: encoder\.layer\.1\.output\.dense"),
     "words that are a row": (HEADS, lambda t: t | {"encoder.sentence_encoder.embed_tokens.weight": (8,)}, "not a matrix"),
     "words that are a number": (HEADS, lambda t: t | {"encoder.sentence_encoder.embed_tokens.weight": ()}, "not a RoBERTa"),
-    "a stranger": (HEADS, lambda t: t | {"encoder.quantizer.weight": (3,)}, "1 unexpected: quantizer.weight"),
+    "a stranger": (
+        HEADS,
+        lambda t: t | {"encoder.quantizer.weight": (3,)},
+        r"holds quantizer\.weight, which no RoBERTa has",
+    ),
     "two names for one": (HEADS, lambda t: t | {"decoder.lm_head.bias": (29,)}, "twice"),
     "stacks of no three": (
         HEADS,
@@ -146,6 +150,7 @@ def test_other_files_are_told(tmp_path: Path) -> None:
         tinyroberta.load(tmp_path / "x.txt")
 
 
+@pytest.mark.filterwarnings("ignore:.*left out here")  # a name may be what is damaged
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_checkpoints_are_one_error(tmp_path: Path, data: st.DataObject) -> None:

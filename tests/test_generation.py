@@ -1,12 +1,17 @@
 """generation.py without torch: against plain loops over our own forward, and what cannot be asked."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForCausalLM
+import tinyroberta
+from tinyroberta import EncoderDecoderModel, Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForCausalLM
 from tinyroberta.demo import FOLDER
+from tinyroberta.generation import KEPT, Choice, settings
+from tinyroberta.generation import REFUSED as NOT_DONE
 
 CONFIG = RobertaPreLayerNormConfig(
     vocab_size=40,
@@ -208,3 +213,170 @@ def test_what_cannot_be_asked(model, wrong: dict, said: str) -> None:
 def test_prompts_that_are_none(model, ids: list) -> None:
     with pytest.raises(Error):
         model.generate(ids)
+
+
+# What a checkpoint says of generation.
+
+
+def checkpoint(folder: Path, where: str, said: dict) -> RobertaPreLayerNormForCausalLM:
+    """A saved model whose config.json or generation_config.json says something more."""
+    shaken().save_pretrained(folder)
+    content = (
+        json.loads((folder / "config.json").read_text()) if where == "config.json" else {"eos_token_id": 2, "pad_token_id": 1}
+    )
+    (folder / where).write_text(json.dumps(content | said))
+    return tinyroberta.load(folder, dtype="float64")
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"max_length": 11},
+        {"max_new_tokens": 3},
+        {"max_length": 30, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "early_stopping": True},
+        {"repetition_penalty": 1.7, "bad_words_ids": [[5]], "max_length": 12},
+        {"min_length": 9, "eos_token_id": [2, 23]},
+        {"num_beams": 4, "num_return_sequences": 2},
+    ],
+    ids=str,
+)
+def test_a_checkpoints_settings_are_the_defaults(tmp_path: Path, model, where: str, said: dict) -> None:
+    loaded = checkpoint(tmp_path, where, said | {"transformers_version": "4.12.5", "temperature": None})
+    wanted = model.generate(IDS, **said)
+    assert wanted.shape != model.generate(IDS).shape or (wanted != model.generate(IDS)).any()
+    np.testing.assert_array_equal(loaded.generate(IDS), wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(tinyroberta.load(tmp_path / "again", dtype="float64").generate(IDS), wanted)
+
+
+def test_generation_config_stands_before_config(tmp_path: Path, model) -> None:
+    loaded = checkpoint(tmp_path, "config.json", {"max_length": 12, "num_beams": 3})
+    assert loaded.generate(IDS).shape[1] == 12
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": 5}))
+    loaded = tinyroberta.load(tmp_path, dtype="float64")
+    np.testing.assert_array_equal(loaded.generate(IDS), model.generate(IDS, max_new_tokens=5, eos_token_id=[]))
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(Error, match=r"generation_config\.json is not valid JSON"):
+        tinyroberta.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "followed"),
+    [
+        ({"max_length": 30}, {"max_new_tokens": 3}, {"max_new_tokens": 3}),
+        ({"max_new_tokens": 30}, {"max_length": 9}, {"max_length": 9}),
+        ({"max_new_tokens": 30}, {"max_length": None}, {"max_new_tokens": 30}),
+        ({"min_length": 9, "min_new_tokens": 2}, {}, {"min_new_tokens": 2}),
+        ({"min_length": 9}, {"min_new_tokens": 2}, {"min_new_tokens": 2}),
+        ({"temperature": 0.0, "top_p": 0.5}, {}, {}),
+        ({"temperature": 0.5}, {"do_sample": True}, {"temperature": 0.5, "do_sample": True}),
+        ({"do_sample": True, "top_k": 5}, {"do_sample": False}, {"do_sample": False}),
+        ({"do_sample": True, "top_k": 5}, {"top_k": 0}, {"do_sample": True, "top_k": 0}),
+        ({"num_beams": 4, "early_stopping": True}, {"num_beams": 1}, {"num_beams": 1, "early_stopping": True}),
+        ({"forced_bos_token_id": 0}, {"forced_bos_token_id": None}, {}),
+        ({"diversity_penalty": 0.0, "num_beam_groups": 1, "suppress_tokens": []}, {}, {}),
+        ({"transformers_version": "4", "top_p": None, "unknown": 5}, {"own": 5}, {"own": 5}),
+    ],
+    ids=str,
+)
+def test_what_is_given_stands_before_what_is_stored(said: dict, given: dict, followed: dict) -> None:
+    assert settings(None, given, said) == followed
+    assert settings(said | {"eos_token_id": 2, "pad_token_id": 1}, given) == followed | {"eos_token_id": 2, "pad_token_id": 1}
+
+
+def test_a_later_configuration_stands_before_an_earlier_where_it_says_something() -> None:
+    decoder, pair = (
+        {"max_length": 142, "num_beams": 1, "eos_token_id": 2},
+        {"max_length": 20, "num_beams": 4, "eos_token_id": None},
+    )
+    assert settings(None, {}, decoder, pair) == {"max_length": 142, "num_beams": 4, "eos_token_id": 2}
+
+
+def test_without_a_token_that_ends_texts_none_does() -> None:
+    assert settings({}, {}) == {"eos_token_id": ()}
+    assert settings({}, {"eos_token_id": [7, 8]}) == {"eos_token_id": [7, 8], "pad_token_id": 7}
+
+
+def test_the_names_are_all_of_generates() -> None:
+    assert set(Choice.__dataclass_fields__) - {"eos_token_ids"} <= set(KEPT)
+    assert not set(KEPT) & set(NOT_DONE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("forced_eos_token_id", 2), ("num_beam_groups", 3), ("encoder_no_repeat_ngram_size", 3), ("max_time", 2.0)],
+)
+def test_settings_that_are_not_done_are_named(tmp_path: Path, model, name: str, value: object) -> None:
+    loaded = checkpoint(tmp_path, "config.json", {name: value})
+    with pytest.raises(Error, match=f"the checkpoint's generation settings say {name} is {value!r}, which .* goes without it"):
+        loaded.generate(IDS)
+    np.testing.assert_array_equal(loaded.generate(IDS, **{name: NOT_DONE[name]}), model.generate(IDS))
+    with pytest.raises(Error, match=f"^{name} is {value!r}"):
+        model.generate(IDS, **{name: value})
+
+
+HOSTILE = [
+    ("max_length", "x"),
+    ("num_beams", []),
+    ("eos_token_id", "x"),
+    ("pad_token_id", {}),
+    ("bad_words_ids", 5),
+    ("top_k", [1]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE)
+def test_settings_that_make_no_sense_are_one_error(tmp_path: Path, name: str, value: object) -> None:
+    loaded = checkpoint(tmp_path, "generation_config.json", {name: value, "do_sample": True})
+    with pytest.raises(Error, match=name):
+        loaded.generate(IDS)
+
+
+# An encoder-decoder's.
+
+
+def pair(**extra: object) -> EncoderDecoderModel:
+    reading = shaken(dataclasses.replace(CONFIG, add_cross_attention=True), dtype="float64")
+    encoder = tinyroberta.RobertaPreLayerNormModel(dataclasses.replace(CONFIG, is_decoder=False), seed=2, dtype="float64")
+    return EncoderDecoderModel(encoder, reading, extra={"decoder_start_token_id": 0, **extra})
+
+
+TEXTS = np.array([[0, 9, 17, 5, 30, 2], [0, 21, 8, 2, 1, 1]])
+
+
+@pytest.mark.parametrize("pad", [1, 5, None])
+def test_a_pairs_mask_is_where_its_texts_are_not_padding(pad: int | None) -> None:
+    model = pair(**{} if pad is None else {"pad_token_id": pad})
+    mask = ((pad or 1) != TEXTS).astype(int)
+    wanted = model.generate(TEXTS, mask)
+    np.testing.assert_array_equal(model.generate(TEXTS), wanted)
+    assert (wanted != model.generate(TEXTS, np.ones_like(TEXTS))).any()
+    np.testing.assert_array_equal(
+        model.generate(TEXTS, pad_token_id=39, eos_token_id=2), model.generate(TEXTS, np.ones_like(TEXTS), pad_token_id=39)
+    )
+    ends = {"eos_token_id": [2, pad or 1]}  # padding that also ends texts is none
+    np.testing.assert_array_equal(model.generate(TEXTS, **ends), model.generate(TEXTS, np.ones_like(TEXTS), **ends))
+
+
+@pytest.mark.parametrize("where", ["pair", "decoder", "generation_config.json"])
+def test_where_a_pairs_settings_are(tmp_path: Path, where: str) -> None:
+    model, said = pair(), {"max_length": 9, "num_beams": 2, "decoder_start_token_id": 4, "bos_token_id": 3}
+    wanted = model.generate(TEXTS, **said)
+    assert (wanted[:, 0] == 4).all()
+    model.extra.pop("decoder_start_token_id")
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    if where == "generation_config.json":
+        (tmp_path / where).write_text(json.dumps(said | {"eos_token_id": 2, "pad_token_id": 1}))
+    else:
+        (content if where == "pair" else content["decoder"]).update(said)
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = tinyroberta.load(tmp_path, dtype="float64")
+    np.testing.assert_array_equal(loaded.generate(TEXTS), wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(tinyroberta.load(tmp_path / "again", dtype="float64").generate(TEXTS), wanted)
+    assert (loaded.generate(TEXTS, decoder_start_token_id=7)[:, 0] == 7).all()
+    for start in ("x", 99):
+        with pytest.raises(Error):
+            loaded.generate(TEXTS, decoder_start_token_id=start)

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,10 +27,12 @@ def test_what_is_neither_a_folder_nor_a_repository(name: str) -> None:
         tinyroberta.load(name) if name else tinyroberta.load(Path("absent"))
 
 
-def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(Error, match="give the folder"):
-        tinyroberta.load(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("name", ["config.json", "model.onnx", "notes"])
+def test_a_file_of_no_weights_is_told(tmp_path: Path, name: str) -> None:
+    publish(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(Error, match=r"is a file; give the folder .* \(\.safetensors, \.bin"):
+        tinyroberta.load(tmp_path / name)
 
 
 @pytest.fixture
@@ -46,6 +49,10 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
         def answer(self, body: bool) -> None:
             path = self.path.split("?")[0].replace("%2F", "/").strip("/")
+            renamed = re.match(r"(api/models/)?(roberta-base)(?=/|$)", path)
+            if renamed:  # as the Hub answers for what was published without an owner
+                where = f"/{renamed[1] or ''}FacebookAI/{path[renamed.start(2) :]}"
+                return self.send(307, b"", body, {"Location": where})
             if path.startswith("api/models/"):
                 return self.describe(path.removeprefix("api/models/"))
             repository, _, rest = path.partition("/resolve/")
@@ -145,6 +152,23 @@ def test_a_repository_then_offline(hub: tuple[str, Path], tmp_path: Path, shard_
     unreachable = "http://127.0.0.1:9"
     assert load_there(unreachable, tmp_path, "org/name")[0] == answer
     assert load_there(unreachable, tmp_path, "org/other")[0].startswith("Error: org/other")
+
+
+@pytest.mark.parametrize("cached", ["roberta-base", "FacebookAI/roberta-base"])
+def test_a_canonical_name_by_the_redirect_then_offline_by_either(hub: tuple[str, Path], tmp_path: Path, cached: str) -> None:
+    endpoint, root = hub
+    main = root / "FacebookAI" / "roberta-base" / "main"
+    answer = expected(publish(main))
+    (main / "generation_config.json").write_text('{"max_length": 9}')
+    assert load_there(endpoint, tmp_path, cached)[0] == answer
+    assert [*tmp_path.glob(f"hub/models--{cached.replace('/', '--')}/snapshots/*/generation_config.json")]
+    for name in ("roberta-base", "FacebookAI/roberta-base"):
+        assert load_there("http://127.0.0.1:9", tmp_path, name, offline=True)[0] == answer
+        assert load_there("http://127.0.0.1:9", tmp_path, name)[0] == answer
+    for name in ("someone/roberta-base", "roberta-large"):
+        assert load_there("http://127.0.0.1:9", tmp_path, name, offline=True)[0].startswith(
+            f"Error: {name}: config.json is not in"
+        )
 
 
 def test_a_pull_request_holds_the_safetensors(hub: tuple[str, Path], tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ def test_a_fairseq_file() -> None:
 
 def test_what_is_wrong_is_said(source: Path) -> None:
     change(source, stranger=np.ones(3, np.float32))
-    assert "unexpected: stranger" in inspect(source)["problem"]
+    assert inspect(source)["problem"] is None
+    assert inspect(source)["unused"] == ["stranger"]
+    change(source, **{"lm_head.bias": np.ones(3, np.float32)})
+    assert "1 unexpected: stranger; 1 mis-shaped: lm_head.bias is (3,), not (30,)" in inspect(source)["problem"]
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
     content = inspect(source)
@@ -150,7 +153,10 @@ def test_an_encoder_decoder_has_two_parts(tmp_path: Path) -> None:
     assert json.loads(json.dumps(content)) == content
     assert "decoder.hidden_size 12" in " ".join(run(tmp_path).stdout.split())
     change(tmp_path, stranger=np.ones(3, np.float32), **{"decoder.stranger": np.ones(3, np.float32)})
-    assert "(decoder) does not hold the weights of this model: 1 unexpected: stranger" in inspect(tmp_path)["problem"]
+    assert inspect(tmp_path)["problem"] is None
+    assert inspect(tmp_path)["unused"] == ["decoder.stranger", "stranger"]
+    change(tmp_path, **{"decoder.lm_head.bias": np.ones(3, np.float32)})
+    assert "(decoder) does not hold the weights of this model: 1 unexpected: stranger; 1" in inspect(tmp_path)["problem"]
     config = json.loads((tmp_path / "config.json").read_text())
     for part, said in ((None, "holds no encoder"), ({"model_type": "bert"}, "the encoder's model_type is 'bert'")):
         (tmp_path / "config.json").write_text(json.dumps(config | {"encoder": part}))
@@ -200,7 +206,7 @@ def test_the_command(source: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert WORDS in done.stdout
     assert "RobertaPreLayerNormForMaskedLM" in done.stdout
-    change(source, **{"[bold]": np.ones(3, np.float32)})
+    change(source, **{"[bold]": np.ones(3, np.float32), "lm_head.bias": np.ones(3, np.float32)})
     done = run(source)
     assert done.returncode == 1
     assert "cannot be loaded: " in done.stdout

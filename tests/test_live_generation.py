@@ -1,6 +1,7 @@
 """Generation, surgery and the encoder-decoder against transformers, where it and torch are installed."""
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 
@@ -273,3 +274,80 @@ def test_a_pair_of_another_family(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         tinyroberta.load(tmp_path / "ours", dtype="float64")(IDS, decoder_input_ids=IDS).logits, wanted, rtol=1e-10
     )
+
+
+OLD = int(transformers.__version__.split(".")[0]) < 5
+ENDS = [2, 8, 14, 20, 26]
+SUMMARISER = {"max_length": 14, "min_length": 6, "num_beams": 4, "length_penalty": 2.0, "early_stopping": True}
+SAID = {
+    "a summariser": SUMMARISER | {"no_repeat_ngram_size": 3},
+    "ends": {"eos_token_id": ENDS, "max_length": 12},
+    "new tokens": {"max_new_tokens": 7, "min_new_tokens": 4, "eos_token_id": ENDS, "repetition_penalty": 1.3},
+    "no end": {"max_length": 10, "eos_token_id": None, "bad_words_ids": [[5], [9, 12]]},
+    "neutral": {"max_length": 10, "num_beam_groups": 1, "diversity_penalty": 0.0, "top_p": 0.9, "do_sample": False},
+}
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("said", SAID.values(), ids=list(SAID))
+def test_a_checkpoints_own_settings(tmp_path: Path, said: dict, where: str) -> None:
+    shaken(transformers.RobertaPreLayerNormForCausalLM(transformers.RobertaPreLayerNormConfig(**SIZES))).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    content = json.loads((tmp_path / where).read_text()) if where == "config.json" else tokens
+    (tmp_path / where).write_text(json.dumps(content | said))
+    theirs = transformers.RobertaPreLayerNormForCausalLM.from_pretrained(tmp_path).double().eval()
+    ours = tinyroberta.load(tmp_path, dtype="float64")
+    for given in ({}, {"max_length": 16}, {"max_new_tokens": 9, "num_beams": 2}):
+        if "max_length" in given and "max_new_tokens" in said:
+            continue  # there transformers lets the checkpoint win
+        wanted = theirs.generate(torch.tensor(IDS), **given).numpy()
+        np.testing.assert_array_equal(ours.generate(IDS, first_position=0, **given), wanted)
+
+
+@pytest.mark.parametrize("place", ["pair", "decoder", "generation_config.json"])
+def test_a_pairs_own_settings_and_mask(tmp_path: Path, place: str) -> None:
+    E = transformers.RobertaConfig(**SIZES | {"is_decoder": False})
+    D = transformers.RobertaConfig(**SIZES, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(E, D)
+    shaken(transformers.EncoderDecoderModel(config)).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    said = SAID["a summariser"] | {"decoder_start_token_id": 5, "pad_token_id": 1, "eos_token_id": 2}
+    content = json.loads((tmp_path / "config.json").read_text())
+    if place == "generation_config.json":
+        (tmp_path / place).write_text(json.dumps(said))
+    else:
+        (content if place == "pair" else content["decoder"]).update(said)
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    theirs = transformers.EncoderDecoderModel.from_pretrained(tmp_path).double().eval()
+    ours = tinyroberta.load(tmp_path, dtype="float64")
+    texts = np.sort(PADDED, 1)[:, ::-1].copy()  # padding on the right
+    for ids in (texts, PADDED, IDS):
+        for given in ({}, {"num_beams": 1, "max_length": 9, "pad_token_id": 9}):
+            wanted = theirs.generate(torch.tensor(ids), use_cache=False, **given).numpy()
+            assert (wanted[:, 0] == 5).all()
+            np.testing.assert_array_equal(ours.generate(ids, **given), wanted)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("stem", ["Roberta", "RobertaPreLayerNorm", "XLMRobertaXL"])
+def test_a_tied_pair(tmp_path: Path, stem: str, safe: bool) -> None:
+    if not OLD:
+        pytest.skip("transformers 5 ties no encoder to a decoder")
+    kind = getattr(transformers, f"{stem}Config")
+    parts = kind(**SIZES | {"is_decoder": False}), kind(**SIZES, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts, tie_encoder_decoder=True, pad_token_id=1)
+    theirs = shaken(transformers.EncoderDecoderModel(config=config))
+    theirs.save_pretrained(tmp_path / "theirs", safe_serialization=safe)
+    ours = tinyroberta.load(tmp_path / "theirs", dtype="float64")
+
+    def logits(model: object) -> np.ndarray:
+        return model.double()(torch.tensor(IDS), decoder_input_ids=torch.tensor(IDS)).logits.detach().numpy()
+
+    wanted = logits(theirs)
+    np.testing.assert_allclose(ours(IDS, decoder_input_ids=IDS).logits, wanted, rtol=1e-10, atol=1e-12)
+    ours.save_pretrained(tmp_path / "ours")
+    back = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(logits(back), wanted, rtol=1e-11, atol=1e-12)
+    again = tinyroberta.load(tmp_path / "ours", dtype="float64")
+    np.testing.assert_array_equal(again(IDS, decoder_input_ids=IDS).logits, ours(IDS, decoder_input_ids=IDS).logits)

@@ -277,7 +277,6 @@ def test_layers_are_counted_before_they_are_named(saved: Path) -> None:
         ({"architectures": ["BertModel"]}, "BertModel"),
         ({"vocab_size": 31}, "mis-shaped"),
         ({"num_hidden_layers": 3}, "layers|missing"),
-        ({"num_hidden_layers": 1}, "unexpected"),
     ],
 )
 def test_a_config_that_does_not_fit(saved: Path, change: dict, said: str) -> None:
@@ -331,6 +330,7 @@ def test_nothing_is_read_before_it_is_looked_at(tmp_path: Path) -> None:
     assert tensors["x"][:3].tolist() == [0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.*left out here")  # a name may be what is damaged
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_corrupt_files_are_one_error(saved: Path, data: st.DataObject) -> None:

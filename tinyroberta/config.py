@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,20 +286,36 @@ CONFIGS: dict[str, type[RobertaPreLayerNormConfig]] = {
 }
 
 
-def config_of(path_or_repo: str | Path, revision: str | None = None) -> RobertaPreLayerNormConfig:
+def config_of(
+    path_or_repo: str | Path, revision: str | None = None, model_type: Callable[[], str] | None = None
+) -> RobertaPreLayerNormConfig:
     """The configuration of a checkpoint, of the class that its model_type says; raises Error as from_pretrained."""
     path = checkpoint_folder(path_or_repo, revision, weights=False)
     content = read_config(path)
     try:
-        return config_from(content)
+        return config_from(content, model_type)
     except Error as error:
         raise Error(f"{path}: {error}") from error
 
 
-def config_from(content: Mapping[str, Any]) -> RobertaPreLayerNormConfig:
-    """The configuration in the object of a config.json, of the class that its model_type says; raises Error as from_dict."""
-    model_type = content.get("model_type")
-    return CONFIGS.get(model_type if isinstance(model_type, str) else "", RobertaPreLayerNormConfig).from_dict(content)
+def config_from(content: Mapping[str, Any], model_type: Callable[[], str] | None = None) -> RobertaPreLayerNormConfig:
+    """The configuration in the object of a config.json, of the class that its model_type says; raises Error as from_dict.
+
+    Files of 2019 have no model_type: its architectures say it, else `model_type` is asked.
+    """
+    if content.get("model_type") is None:
+        told = _model_type_named(content.get("architectures")) or (model_type and model_type())
+        content = {**content, "model_type": told or RobertaPreLayerNormConfig.model_type}
+    name = content["model_type"]
+    return CONFIGS.get(name if isinstance(name, str) else "", RobertaPreLayerNormConfig).from_dict(content)
+
+
+def _model_type_named(architectures: object) -> str | None:
+    """The model_type whose classes a config.json names."""
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    stem = re.match(r"(\w+?)(Model|For[A-Z])", name) if isinstance(name, str) else None
+    stems = {config.__name__.removesuffix("Config"): model_type for model_type, config in CONFIGS.items()}
+    return stems.get(stem[1]) if stem else None
 
 
 ALWAYS_WRITTEN = {"architectures", "model_type", "position_embedding_type", "use_cache", "classifier_dropout"} | {

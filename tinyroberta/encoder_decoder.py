@@ -11,24 +11,66 @@ from . import generation, losses
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error
-from .inputs import as_array, check_ids, on_gpu
+from .inputs import as_array, check_ids, check_integers, on_gpu
 from .models import (
     Options,
     Past,
     RobertaPreLayerNormForCausalLM,
     RobertaPreLayerNormModel,
+    RobertaPreLayerNormPreTrainedModel,
     Running,
     classes_of,
 )
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
 from .weights import names
-from .weights.checkpoint import Part, open_checkpoint
-from .weights.files import read_json, write_json
+from .weights.checkpoint import Part, Stored, open_checkpoint, read_config, read_generation_config
+from .weights.files import write_json
 from .weights.hub import checkpoint_folder
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 MODEL_TYPE = "encoder-decoder"
 PROJECTION = "enc_to_dec_proj"
+
+Parts = dict[str, tuple[type[RobertaPreLayerNormPreTrainedModel], RobertaPreLayerNormConfig, Part]]
+
+
+def is_pair(content: Mapping[str, Any]) -> bool:
+    """Whether a config.json is an encoder-decoder's: it says so, or has no model_type and two parts."""
+    if content.get("model_type") is None:
+        return isinstance(content.get("encoder"), dict) and isinstance(content.get("decoder"), dict)
+    return bool(content["model_type"] == MODEL_TYPE)
+
+
+def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
+    """The class, configuration and tensors of the encoder and of the decoder.
+
+    Under tie_encoder_decoder one part's tensors stand for those that the file does not hold of the other, as transformers 4 saves
+    them. Raises Error where config.json lacks a part or names one that is not run here.
+    """
+    tied, held = content.get("tie_encoder_decoder") is True, {part: Part(stored, part) for part in ("encoder", "decoder")}
+    found: Parts = {}
+    for part, other, place in (("encoder", "decoder", 0), ("decoder", "encoder", 1)):
+        if not isinstance(content.get(part), dict):
+            raise Error(f"{where}: config.json holds no {part}")
+        seen = [*held[part], *(held[other] if tied else ())]
+        config = config_from(content[part], lambda seen=seen: names.model_type_of(seen))  # type: ignore[misc]
+        if config.model_type not in names.FAMILIES:
+            known = ", ".join(names.FAMILIES)
+            raise Error(f"{where}: the {part}'s model_type is {config.model_type!r}; this version runs {known}")
+        kind, tensors = (
+            classes_of(config.model_type)[place],
+            held[part],
+        )  # of the seven: the bare model, the causal language model
+        if tied:
+            names.check_layers(config, stored, f"{where} ({part})")
+            wanted = kind.encoder_shapes(config)
+            own, theirs = (
+                names.own_names(held[side], where, names.FAMILIES[config.model_type], wanted) for side in (part, other)
+            )
+            shared = {name: held[other].source(theirs[name]) for name in wanted if name in theirs and name not in own}
+            tensors = Part(stored, part, shared)
+        found[part] = kind, config, tensors
+    return found
 
 
 class EncoderDecoderModel:
@@ -56,6 +98,7 @@ class EncoderDecoderModel:
             if shapes != {"weight": widths, "bias": widths[:1]}:
                 raise Error(f"{PROJECTION} has shapes {shapes}; it must have weight {widths} and bias {widths[:1]}")
         self.encoder, self.decoder, self.extra = encoder, decoder, dict(extra or {})
+        self.generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
         self.projection = None if projection is None else dict(projection)
         self._projection = (
             None if projection is None else encoder.ops.prepare({"proj": dict(projection)}, encoder.settings)["proj"]
@@ -64,9 +107,8 @@ class EncoderDecoderModel:
     @property
     def config(self) -> RobertaPreLayerNormConfig:
         """The decoder's configuration, with what the pair's own config.json says of tokens."""
-        tokens = {
-            name: self.extra[name] for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id") if name in self.extra
-        }
+        said = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
+        tokens = {name: self.extra[name] for name in said if self.extra.get(name) is not None}
         return dataclasses.replace(self.decoder.config, **tokens)
 
     @classmethod
@@ -79,27 +121,21 @@ class EncoderDecoderModel:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **running: Unpack[Running]) -> Self:
-        """The pair in a folder or Hub repository; raises Error on anything else."""
+        """The pair in a folder, a file or a Hub repository; raises Error on anything else."""
         folder = checkpoint_folder(path_or_repo, revision)
-        content = read_json(folder / "config.json")
-        if content.get("model_type") != MODEL_TYPE:
+        content = read_config(folder)
+        if not is_pair(content):
             raise Error(f"{folder}: model_type is {content.get('model_type')!r}, not {MODEL_TYPE!r}")
-        parts = {}
-        for part in ("encoder", "decoder"):
-            if not isinstance(content.get(part), dict):
-                raise Error(f"{folder}: config.json holds no {part}")
-            parts[part] = config_from(content.pop(part))
-            if parts[part].model_type not in names.FAMILIES:
-                known = ", ".join(names.FAMILIES)
-                raise Error(f"{folder}: the {part}'s model_type is {parts[part].model_type!r}; this version runs {known}")
         stored = open_checkpoint(folder)
         models: list[Any] = []
-        for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
-            config, where = parts[part], f"{folder} ({part})"
-            models.append(classes_of(config.model_type)[place].from_stored(Part(stored, part), config, where, **running))
+        for part, (kind, config, held) in parts_of(content, stored, str(folder)).items():
+            models.append(kind.from_stored(held, config, f"{folder} ({part})", **running))
         joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
-        return cls(models[0], models[1], projection, content)
+        extra = {name: value for name, value in content.items() if name not in ("encoder", "decoder")}
+        pair = cls(models[0], models[1], projection, extra)
+        pair.generation_config = read_generation_config(folder)
+        return pair
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE) -> None:
         """Write both parts as one checkpoint that transformers loads."""
@@ -116,6 +152,8 @@ class EncoderDecoderModel:
             content[part] = dataclasses.replace(model.config, architectures=[type(model).__name__]).to_dict()
         tensors |= {f"{PROJECTION}.{name}": value for name, value in (self.projection or {}).items()}
         write_json(folder / "config.json", content)
+        if self.generation_config is not None:
+            write_json(folder / "generation_config.json", self.generation_config)
         save_tensors(folder, tensors, max_shard_size)
 
     def __call__(
@@ -198,16 +236,25 @@ class EncoderDecoderModel:
         return np.where(shifted == losses.IGNORED, pad, shifted)
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
-        """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate."""
+        """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate.
+
+        The arguments' defaults are the checkpoint's own: generation_config's where there is one, else those of the pair's
+        config.json and then of its decoder. Without a mask, padding is every pad token of the texts (unless it also ends texts).
+        """
         ids = check_ids(input_ids, "input_ids", self.encoder.config.vocab_size)
-        start = self.config.decoder_start_token_id
-        start = self.config.bos_token_id if start is None else start
-        if start is None:
-            raise Error("config: decoder_start_token_id is needed to generate")
+        prompts = arguments.pop("decoder_input_ids", None)
+        arguments = generation.settings(self.generation_config, arguments, self.decoder.config.to_dict(), self.extra)
+        starts = (*(arguments.pop(name, None) for name in generation.STARTS), self.config.decoder_start_token_id)
+        if prompts is None:
+            start = next((token for token in starts if token is not None), None)
+            if start is None:
+                raise Error("config: decoder_start_token_id is needed to generate")
+            prompts = np.full((len(ids), 1), check_integers(start, "decoder_start_token_id"))
+        if attention_mask is None:
+            config = self.config
+            pad, eos = (arguments.get(name, getattr(config, name)) for name in ("pad_token_id", "eos_token_id"))
+            attention_mask = generation.padding_mask(ids, pad, generation.ends_of(eos, config.vocab_size))
         source = self._projected(self.encoder(ids, attention_mask, return_dict=True).last_hidden_state)
-        for name in ("eos_token_id", "pad_token_id"):
-            arguments.setdefault(name, getattr(self.config, name))
-        prompts = arguments.pop("decoder_input_ids", np.full((len(ids), 1), start))
         mask = np.ones_like(prompts)
         return generation.generate(
             self.decoder, prompts, mask, encoder_hidden_states=source, encoder_attention_mask=attention_mask, **arguments

@@ -7,7 +7,7 @@ Shapes: R rows, one for each sequence under way (prompts x beams or samples), L 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,6 +76,75 @@ class Choice:
     def min_tokens_to_keep(self) -> int:
         """How many words sampling must leave possible."""
         return 1 if self.num_beams == 1 else max(2, len(self.eos_token_ids) + 1)
+
+
+STARTS = ("decoder_start_token_id", "bos_token_id")  # the first of them that is there begins what an encoder-decoder says
+LENGTHS = {
+    "max_length": "max_new_tokens",
+    "max_new_tokens": "max_length",
+    "min_length": "min_new_tokens",
+    "min_new_tokens": "min_length",
+}
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+KEPT = {  # a checkpoint's settings that are followed, and what transformers does where there is none
+    **{name: entry.default for name, entry in Choice.__dataclass_fields__.items() if name != "eos_token_ids"},
+    **dict.fromkeys(("max_new_tokens", "pad_token_id", "eos_token_id", "stop_strings", *STARTS)),
+    "max_length": 20,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+}
+REFUSED: dict[str, Any] = {  # those that change what is generated and are not done here, and the value at which they do nothing
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "guidance_scale": 1,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    **dict.fromkeys(
+        ("top_h", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+         "exponential_decay_length_penalty", "force_words_ids", "constraints", "penalty_alpha", "max_time",
+         "watermarking_config", "dola_layers")
+    ),
+}  # fmt: skip
+
+
+def settings(stored: Mapping[str, Any] | None, given: Mapping[str, Any], *configs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate`: those given, then the checkpoint's own; mirrors transformers' GenerationConfig.
+
+    `stored` is generation_config.json. Without it the configurations say it, a later one before an earlier where it differs from
+    transformers' default (GenerationConfig.from_model_config). A length that is given stands before either length of a
+    checkpoint (transformers lets the checkpoint's max_new_tokens win over a max_length that is given); None is not given. What
+    steers sampling is taken from a checkpoint only where there is sampling. Raises Error on a setting that is not done here.
+    """
+    own: dict[str, Any] = {}
+    for content in configs if stored is None else (stored,):
+        for name, value in content.items():
+            known = KEPT | REFUSED
+            if name in known and value is not None and (stored is not None or name not in own or value != known[name]):
+                own[name] = value
+    given = {name: value for name, value in given.items() if value is not None or KEPT.get(name, ...) not in (None, 20)}
+    own = {name: value for name, value in own.items() if LENGTHS.get(name) not in given}
+    if "min_new_tokens" in own:
+        own.pop("min_length", None)
+    if stored is not None:  # where it names none, no token ends a text and the first that does is padding
+        ends = given.get("eos_token_id", own.setdefault("eos_token_id", ()))
+        if "pad_token_id" not in own and np.size(ends):
+            own["pad_token_id"] = np.ravel(ends)[0]
+    if not given.get("do_sample", own.get("do_sample", False)):
+        own = {name: value for name, value in own.items() if name not in OF_SAMPLING}
+    merged = own | given
+    for name, nothing in REFUSED.items():
+        value = merged.pop(name, None)
+        if value is not None and np.size(value) and (np.ndim(value) or value != nothing):
+            where = "" if name in given else "the checkpoint's generation settings say "
+            raise Error(
+                f"{where}{name} is {value!r}, which this version does not do: generate({name}={nothing!r}) goes without it"
+            )
+    return merged
 
 
 def _is_number(value: object) -> bool:
@@ -253,9 +322,7 @@ def generate(
     Raises Error on arguments that cannot be, and where the positions do not reach.
     """
     config = model.config
-    eos = config.eos_token_id if eos_token_id is None else eos_token_id
-    ends = () if eos is None or np.size(eos) == 0 else tuple(np.atleast_1d(check_integers(eos, "eos_token_id")).ravel().tolist())
-    ends = tuple(token for token in ends if 0 <= token < config.vocab_size)
+    ends = ends_of(config.eos_token_id if eos_token_id is None else eos_token_id, config.vocab_size)
     unknown = set(choice) - set(Choice.__dataclass_fields__) | set(choice) & {"eos_token_ids"}
     if unknown:
         raise Error(f"generate does not know {', '.join(sorted(unknown))}")
@@ -339,11 +406,21 @@ def _total(prompt: int, max_length: int | None, max_new_tokens: int | None) -> i
     return total
 
 
+def ends_of(eos: Any, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end a text, of those given the ones that a vocabulary has; raises Error on what is no integers."""
+    tokens = () if eos is None or np.size(eos) == 0 else np.ravel(check_integers(eos, "eos_token_id")).tolist()
+    return tuple(token for token in tokens if 0 <= token < vocab_size)
+
+
+def padding_mask(ids: Array, pad: int | None, ends: tuple[int, ...]) -> Array | None:  # (B, S)
+    """Where no mask is given: 0 at every pad token, unless it also ends texts or there is none (then None)."""
+    return None if pad is None or pad in ends or not bool((ids == pad).any()) else (ids != pad).astype(np.int64)
+
+
 def _left_padded(ids: Array, mask: Any, pad: int, ends: tuple[int, ...]) -> tuple[Array, Array]:
     """The prompts with all their padding on the left; without a mask, padding is every pad token (unless it also ends texts)."""
-    if mask is None:
-        mask = (ids != pad) if pad not in ends and bool((ids == pad).any()) else np.ones_like(ids)
-    mask = check_numbers(mask, "attention_mask")
+    mask = padding_mask(ids, pad, ends) if mask is None else mask
+    mask = np.ones_like(ids) if mask is None else check_numbers(mask, "attention_mask")
     if mask.shape != ids.shape or not ((mask == 0) | (mask == 1)).all():
         raise Error(f"attention_mask must hold 0 and 1 in the prompts' shape {ids.shape}; this one has shape {mask.shape}")
     if not (mask == 1).any(1).all():

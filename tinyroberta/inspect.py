@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import models
-from .config import RobertaPreLayerNormConfig, config_from
-from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel
+from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel, Parts, is_pair, parts_of
 from .errors import Error
 from .weights import names
-from .weights.checkpoint import Part, Stored, format_of, read_config
+from .weights.checkpoint import Part, Stored, read_config, weight_files, weights_of
 from .weights.foreign import Renamed
 from .weights.hub import checkpoint_folder
 from .weights.names import Shape
@@ -24,8 +23,6 @@ SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
     "type_vocab_size",
 )  # fmt: skip
-
-Parts = dict[str, tuple[Any, RobertaPreLayerNormConfig]]  # the class and configuration of each part; one "" for a whole model
 
 
 def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
@@ -37,8 +34,8 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     model cannot be loaded, or null. Raises Error where there are no weights.
     """
     folder = checkpoint_folder(source, revision)
-    form = format_of(folder)
-    stored = form.open(folder)
+    form, path = weights_of(folder)
+    stored = form.open(path)
     dtypes = {name: dtype_of(stored, name) for name in stored}
     taken = Taken(stored, dtypes)
     model_type, architecture, problem = None, None, None
@@ -46,12 +43,14 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     arrays: dict[str, Array] = {}
     try:
         content = read_config(folder)
-        pair = content.get("model_type") == MODEL_TYPE
-        parts = pair_of(folder, content) if pair else {"": models.class_of(folder, stored)}
-        classes = ", ".join(cls.__name__ for cls, _ in parts.values())
+        pair = is_pair(content)
+        parts: Parts = (
+            parts_of(content, taken, str(folder)) if pair else {"": (*models.class_of(folder, stored), Part(taken, ""))}
+        )
+        classes = ", ".join(cls.__name__ for cls, _, _ in parts.values())
         architecture = f"{EncoderDecoderModel.__name__} ({classes})" if pair else classes
         model_type = MODEL_TYPE if pair else parts[""][1].model_type
-        for part, (_, config) in parts.items():
+        for part, (_, config, _) in parts.items():
             sizes |= {joined(part, name): getattr(config, name) for name in SIZES}
         arrays = gathered(folder, parts, taken)
     except Error as error:
@@ -76,7 +75,7 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     return {
         "source": str(source),
         "format": form.name,
-        "files": {path.name: path.stat().st_size for path in files_of(folder, form.files[0])},
+        "files": {path.name: path.stat().st_size for path in weight_files(folder)},
         "model_type": model_type,
         "architecture": architecture,
         "sizes": sizes,
@@ -98,30 +97,16 @@ def joined(part: str, name: str) -> str:
 def gathered(folder: Path, parts: Parts, taken: "Taken") -> dict[str, Array]:
     """The tensors of a model, or of an encoder-decoder's parts and what joins them; raises Error as names.gather."""
     arrays: dict[str, Array] = {}
-    for part, (cls, config) in parts.items():
-        held, where = (Part(taken, part), f"{folder} ({part})") if part else (taken, str(folder))
+    for part, (cls, config, held) in parts.items():
+        where = f"{folder} ({part})" if part else str(folder)
         names.check_layers(config, held, where)
         shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
-        tensors = names.gather(held, *shapes, config.tie_word_embeddings, where, family)
+        tensors = names.gather(held, *shapes, config.tie_word_embeddings, where, family, left=lambda _: None)
         arrays |= {joined(part, name): value for name, value in tensors.items()}
     if "" not in parts:
         projection = Part(taken, PROJECTION)
         arrays |= {joined(PROJECTION, name): projection[name] for name in projection}
     return arrays
-
-
-def pair_of(folder: Path, content: dict[str, Any]) -> Parts:
-    """The classes and configurations of an encoder-decoder's parts; raises Error where config.json lacks one or it cannot be."""
-    parts: Parts = {}
-    for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
-        if not isinstance(content.get(part), dict):
-            raise Error(f"{folder}: config.json holds no {part}")
-        config = config_from(content[part])
-        if config.model_type not in names.FAMILIES:
-            known = ", ".join(names.FAMILIES)
-            raise Error(f"{folder}: the {part}'s model_type is {config.model_type!r}; this version runs {known}")
-        parts[part] = models.classes_of(config.model_type)[place], config
-    return parts
 
 
 def dtype_of(stored: Stored, name: str) -> str:
@@ -134,12 +119,6 @@ def item_size(dtype: str) -> int:
     known = {known.name: known.itemsize for known in DTYPES.values()}
     digits = "".join(filter(str.isdigit, dtype.partition("_")[0]))
     return known.get(dtype) or (int(digits) // 8 if digits else 1)
-
-
-def files_of(path: Path, single: str) -> list[Path]:
-    """The files of a format, its one or its shards, by the name of the one; a file is itself."""
-    stem, suffix = Path(single).stem.rstrip("*"), Path(single).suffix
-    return sorted(path.glob(f"{stem}*{suffix}")) if path.is_dir() else [path]
 
 
 class Taken:

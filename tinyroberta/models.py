@@ -38,7 +38,8 @@ from .outputs import (
     TokenClassifierOutput,
 )
 from .weights import names
-from .weights.checkpoint import Stored, open_checkpoint, read_config
+from .weights.checkpoint import Stored, open_checkpoint, read_config, read_generation_config
+from .weights.files import write_json
 from .weights.hub import checkpoint_folder
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
@@ -89,6 +90,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     has_pooler: ClassVar[bool] = False
     model_type: ClassVar[str] = "roberta-prelayernorm"
+    generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
 
     def __init__(
         self,
@@ -159,15 +161,17 @@ class RobertaPreLayerNormPreTrainedModel:
         transformers_version: Literal[4, 5] = 5,
         **running: Unpack[Running],
     ) -> Self:
-        """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong.
+        """The model in a folder, a file or a Hub repository; raises Error on weights of another model, listing what is wrong.
 
         transformers_version says whose rule holds where a file's tied weights differ (names.gather).
         """
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
-        config = _placed(config or config_of(folder), stored)
-        return cls.from_stored(stored, config, str(folder), transformers_version, **running)
+        config = _placed(config or config_of(folder, model_type=lambda: cls.model_type), stored)
+        model = cls.from_stored(stored, config, str(folder), transformers_version, **running)
+        model.generation_config = read_generation_config(folder)
+        return model
 
     @classmethod
     def from_stored(
@@ -194,6 +198,8 @@ class RobertaPreLayerNormPreTrainedModel:
         """
         folder, max_shard_size = Path(folder).expanduser(), size_of(max_shard_size)
         dataclasses.replace(self.config, architectures=[type(self).__name__]).save_pretrained(folder)
+        if self.generation_config is not None:
+            write_json(folder / "generation_config.json", self.generation_config)
         headed, family = bool(self.head_shapes(self.config)), names.FAMILIES[self.model_type]
         save_tensors(
             folder, names.stored_names(self.tensors, headed, family, self.config.tie_word_embeddings), max_shard_size, written
@@ -541,7 +547,12 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
         )
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
-        """Prompts (B, S) continued, as ids; the arguments are those of generation.generate."""
+        """Prompts (B, S) continued, as ids; the arguments are those of generation.generate, their defaults the checkpoint's own.
+
+        Those are generation_config's where there is one, else what the configuration says of generation.
+        """
+        arguments = generation.settings(self.generation_config, arguments, self.config.to_dict())
+        arguments = {name: value for name, value in arguments.items() if name not in generation.STARTS}
         return generation.generate(self, input_ids, attention_mask, **arguments)
 
 
@@ -751,25 +762,29 @@ def load(
     revision: str | None = None,
     transformers_version: Literal[4, 5] = 5,
 ) -> Any:
-    """The model in a folder, a fairseq .pt file or a Hub repository, of the class that its config.json names, or the bare model.
+    """The model in a folder, a file of weights or a Hub repository, of the class that its config.json names, or the bare model.
+
+    A file is read with the config.json beside it, fairseq's without.
 
     Raises Error where the class is none of this library's, or as `from_pretrained` does.
     """
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
-    if read_config(folder).get("model_type") == "encoder-decoder":
-        from .encoder_decoder import EncoderDecoderModel
+    from .encoder_decoder import EncoderDecoderModel, is_pair
 
+    if is_pair(read_config(folder)):
         return EncoderDecoderModel.from_pretrained(folder, **running)
     stored = open_checkpoint(folder)
     cls, config = class_of(folder, stored)
-    return cls.from_stored(stored, config, str(folder), transformers_version, **running)
+    model = cls.from_stored(stored, config, str(folder), transformers_version, **running)
+    model.generation_config = read_generation_config(folder)
+    return model
 
 
 def class_of(folder: Path, stored: Stored) -> tuple[type[RobertaPreLayerNormPreTrainedModel], RobertaPreLayerNormConfig]:
     """The class and configuration that a checkpoint asks for; raises Error where the class is none of this library's."""
-    config = _placed(config_of(folder), stored)
+    config = _placed(config_of(folder, model_type=lambda: names.model_type_of(stored)), stored)
     if config.model_type not in names.FAMILIES:
         raise Error(f"{folder}: model_type is {config.model_type!r}; this version runs {', '.join(names.FAMILIES)}")
     classes = {cls.__name__: cls for cls in classes_of(config.model_type)}

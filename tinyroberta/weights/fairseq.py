@@ -13,9 +13,8 @@ import numpy as np
 
 from ..errors import Error
 from .safetensors import Array
-from .torch_bin import Arrays, Record, named_arrays, read_torch, short, state_dict
+from .torch_bin import Arrays, Record, TorchFile, named_arrays, read_torch, short, state_dict
 
-CHOSEN = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")  # of a folder that holds several
 EPS = 1e-5
 FIXED = {
     "activation_fn": "gelu",
@@ -47,10 +46,18 @@ BEFORE = {"attention": "attention", "feed_forward": "intermediate"}
 AFTER = {"attention": "attention.output", "feed_forward": "output"}
 LETTERS = {"q": "query", "k": "key", "v": "value", "w": "weight", "b": "bias"}
 DROPPED = re.compile(r"(^|\.)(version|_float_tensor)$")
+KNOWN = re.compile(r"(embeddings|encoder\.layer|LayerNorm|lm_head|classifier|pooler)\.")
+
+
+def is_fairseq(file: TorchFile) -> bool:
+    """Whether a torch file holds a RoBERTa of fairseq's."""
+    content = file.content if isinstance(file.content, dict) else {}
+    tensors = state_dict(content.get("model"))
+    return any("sentence_encoder.embed_tokens." in name and tensor.shape for name, tensor in tensors.items())
 
 
 def open_fairseq(path: Path) -> Arrays:
-    """The tensors of a .pt file, or of the one in a folder, by this library's names; raises Error as read_fairseq."""
+    """The tensors of a .pt file by this library's names; raises Error as read_fairseq."""
     return read_fairseq(path)[1]
 
 
@@ -64,33 +71,25 @@ def read_fairseq(path: Path) -> tuple[dict[str, Any], Arrays]:
 
     Raises Error where the file is corrupt, is no RoBERTa of fairseq's, or is one that no class here represents, with the reason.
     """
-    path = _file(path)
     file = read_torch(path)
-    content = file.content if isinstance(file.content, dict) else {}
+    if not is_fairseq(file):
+        told = "it has no model with sentence_encoder.embed_tokens; another .pt file needs a config.json beside it"
+        raise Error(f"{path} is not a RoBERTa checkpoint of fairseq: {told}")
+    content = file.content
     stored = named_arrays(file, state_dict(content.get("model")))
     stored = {name: array for name, array in stored.items() if array.ndim}
-    if not any("sentence_encoder.embed_tokens." in name for name in stored):
-        raise Error(f"{path} is not a RoBERTa checkpoint of fairseq: it has no model with sentence_encoder.embed_tokens")
     arguments = _arguments(content)
     for name, needed in FIXED.items():
         if arguments.get(name, needed) != needed:
             raise Error(f"{path} was trained with {name} {short(arguments[name])}; RoBERTa's classes have {needed}")
     arrays = _renamed(stored, str(path))
+    if strangers := [name for name in arrays if not KNOWN.match(name)]:
+        raise Error(f"{path} holds {', '.join(strangers[:8])}, which no RoBERTa has: it is another model of fairseq's")
     model_type = _model_type(arrays, str(path))
     if "embeddings.token_type_embeddings.weight" not in arrays:  # fairseq's RoBERTa has none
         width = next(array.shape[-1] for name, array in stored.items() if "sentence_encoder.embed_tokens." in name)
         arrays["embeddings.token_type_embeddings.weight"] = np.zeros((1, width), np.float32)
     return _config(arrays, arguments, model_type, str(path)), Arrays(arrays)
-
-
-def _file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.pt"))
-    chosen = [file for name in CHOSEN for file in files if file.name == name] or files
-    if not chosen or (len(files) > 1 and chosen is files):
-        raise Error(f"{path} holds {len(files)} .pt files, none of them {' or '.join(CHOSEN)}; give the path of one")
-    return chosen[0]
 
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:

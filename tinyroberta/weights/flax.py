@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import Error
-from .foreign import DTYPES, MOST, NAME_LIMIT, RANK_LIMIT, Place, Places, Renamed, Shape, mapped, place, shards_of
-from .safetensors import Tensors
+from .foreign import DTYPES, MOST, NAME_LIMIT, RANK_LIMIT, Place, Places, Renamed, Shape, mapped, place
+from .safetensors import Tensors, files_of
 
 DEPTH_LIMIT = 32
 CHUNKED = "__msgpack_chunked_array__"
@@ -139,7 +139,7 @@ def open_flax(path: Path) -> Renamed:
     checkpoint. Mirrors transformers' load_flax_checkpoint_in_pytorch_model.
     """
     places: dict[str, Place] = {}
-    files = shards_of(path, SINGLE)
+    files, _ = files_of(path, SINGLE)
     for file in files:
         data = mapped(file)
         reader = Reader(file, data)

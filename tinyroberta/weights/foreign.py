@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Error
-from .safetensors import Array, Tensors, shards_beside
+from .safetensors import Array, Tensors
 
 Shape = tuple[int, ...]
 
@@ -73,19 +73,6 @@ def mapped(path: Path) -> mmap.mmap:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise Error(f"cannot read {path}: {error}") from error
-
-
-def shards_of(path: Path, single: str) -> list[Path]:
-    """The files of a checkpoint: `path` itself, or the `single` file or the shards of `single`.index.json in a folder.
-
-    Raises Error where the folder holds neither, or not all of the shards.
-    """
-    index = path / f"{single}.index.json"
-    if path.is_dir() and not index.is_file() and not (path / single).is_file():
-        raise Error(f"{path} holds neither {single} nor {index.name}")
-    if not path.is_dir() or (path / single).is_file():
-        return [path / single if path.is_dir() else path]
-    return shards_beside(index)
 
 
 def transposed(kernel: Array) -> Array:  # (I, O) -> (O, I)

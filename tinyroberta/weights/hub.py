@@ -7,18 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
-from .checkpoint import FORMATS
+from .checkpoint import FORMATS, SUFFIXES, is_weights
 from .safetensors import shard_names
 
-KNOWN = tuple(form for form in FORMATS if "*" not in form.files[0])
-SAFETENSORS = KNOWN[0]
+SAFETENSORS = FORMATS[0]
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-FILES = ("config.json", *(file for form in KNOWN for file in form.files), *TEXT)
+SETTINGS = ("generation_config.json",)
+FILES = ("config.json", *(file for form in FORMATS for file in form.files), *SETTINGS, *TEXT)
+OWNERS = {  # of repositories that were first published without one; the Hub redirects, a cache knows either name
+    "camembert-base": "almanach",
+    "distilroberta-base": "distilbert",
+    "roberta-base": "FacebookAI",
+    "roberta-base-openai-detector": "openai-community",
+    "roberta-large": "FacebookAI",
+    "roberta-large-mnli": "FacebookAI",
+    "roberta-large-openai-detector": "openai-community",
+    "xlm-roberta-base": "FacebookAI",
+    "xlm-roberta-large": "FacebookAI",
+    "xlm-roberta-large-finetuned-conll02-dutch": "FacebookAI",
+    "xlm-roberta-large-finetuned-conll02-spanish": "FacebookAI",
+    "xlm-roberta-large-finetuned-conll03-english": "FacebookAI",
+    "xlm-roberta-large-finetuned-conll03-german": "FacebookAI",
+}
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
 def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True) -> Path:
-    """The folder of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
+    """The folder (or file) of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
 
     HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where main holds no safetensors and no revision was named, the
     pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. Raises Error
@@ -31,15 +46,17 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
     told = name if len(name) <= 80 else f"{name[:77]}..."
     try:
         path = Path(path_or_repo).expanduser()
-        if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
+        if path.is_dir() or (is_weights(path) and path.is_file()):
             return path
         is_file = path.exists()
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # of too long a name, an unknown user, bytes, a zero byte
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise Error(f"there is no folder {told}: {reason}") from error
     if is_file:
-        raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
-    if name.startswith((".", "~", "/")) or name.count("/") != 1 or not REPOSITORY.fullmatch(name):
+        raise Error(
+            f"{path} is a file; give the folder that holds config.json and the weights, or their file ({', '.join(SUFFIXES)})"
+        )
+    if name.startswith((".", "~", "/")) or not REPOSITORY.fullmatch(name) or ("/" not in name and name not in OWNERS):
         raise Error(f"there is no folder {told}, and it is not the name of a Hub repository (organisation/name)")
     try:
         import huggingface_hub
@@ -48,33 +65,44 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
     return _download(huggingface_hub, name, revision, weights)
 
 
+def _names_of(name: str) -> tuple[str, ...]:
+    """A repository's names: the one given, and where it was published without an owner, or has one since, the other."""
+    owner, _, own = name.rpartition("/")
+    whole = f"{OWNERS.get(own, owner)}/{own}"
+    return (name, own if owner else whole) if own in OWNERS and name in (own, whole) else (name,)
+
+
 def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    reached = True
+    reached, repository = True, name
 
     def listed(at: str | None) -> set[str]:
         """The files of a revision, by one request; where the Hub cannot be reached, those of ours that the cache holds."""
-        nonlocal reached
+        nonlocal reached, repository
         if reached:
             try:
-                return {file.rfilename for file in hub.HfApi().model_info(name, revision=at).siblings or []}
+                return {file.rfilename for file in hub.HfApi().model_info(repository, revision=at).siblings or []}
             except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
                 raise
             except Exception:  # offline, or whatever the HTTP library of this version raises
                 reached = False
-        cached = {file for file in FILES if isinstance(hub.try_to_load_from_cache(name, file, revision=at), str)}
+                known = (same for same in _names_of(name) if hub.try_to_load_from_cache(same, "config.json", revision=at))
+                repository = next(known, name)
+        cached = {file for file in FILES if isinstance(hub.try_to_load_from_cache(repository, file, revision=at), str)}
         indexes = [file(filename, at) for filename in cached if filename.endswith(".index.json")]
         return cached.union(*(shard_names(index) for index in indexes))
 
     def file(filename: str, at: str | None) -> Path:
-        return Path(hub.hf_hub_download(name, filename, revision=at, local_files_only=not reached))
+        return Path(hub.hf_hub_download(repository, filename, revision=at, local_files_only=not reached))
 
     def pull_requests() -> list[str]:
         if reached:
-            references = [pull.ref for pull in hub.HfApi().list_repo_refs(name, include_pull_requests=True).pull_requests or []]
+            references = [
+                pull.ref for pull in hub.HfApi().list_repo_refs(repository, include_pull_requests=True).pull_requests or []
+            ]
         else:
-            cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs"
+            cache = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs"
             references = [path.relative_to(cache).as_posix() for path in cache.glob("refs/pr/*")]
         numbered = [reference for reference in references if re.fullmatch(r"refs/pr/\d+", reference)]
         return sorted(numbered, key=lambda reference: int(reference.rsplit("/", 1)[1]), reverse=True)
@@ -96,14 +124,14 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
             raise missing("config.json")
         folder = file("config.json", revision).parent
         if weights:
-            form = next((form for form in KNOWN if held.intersection(form.files)), None)
+            form = next((form for form in FORMATS if held.intersection(form.files)), None)
             if form is None:
                 raise missing("model.safetensors")
             single, *index = form.files
             wanted = [single] if single in held else [*index, *shard_names(file(index[0], revision))]
             if absent := [filename for filename in wanted if filename not in held]:
                 raise missing(", ".join(absent))
-            for filename in (*wanted, *(filename for filename in TEXT if filename in held)):
+            for filename in (*wanted, *(filename for filename in (*SETTINGS, *TEXT) if filename in held)):
                 file(filename, revision)
         return folder
     except Error:

@@ -6,7 +6,8 @@ roberta-prelayernorm's names.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
 from .checkpoint import Stored as Stored
+from .checkpoint import unwrapped
 from .safetensors import Array
 
 PREFIX = "roberta_prelayernorm."
@@ -58,6 +60,14 @@ def placed_before(stored: Iterable[str]) -> bool:
     """Whether the first layer's norms stand before its sublayers: a pre-norm model, whatever its config.json calls it."""
     first = {name[name.find("layer.0.") :] for name in stored if ".layer.0." in name}
     return "layer.0.attention.LayerNorm.weight" in first and "layer.0.attention.output.LayerNorm.weight" not in first
+
+
+def model_type_of(stored: Iterable[str]) -> str:
+    """The model_type of a checkpoint whose config.json says none, by where its norms stand; kin alike in that are roberta."""
+    stored = list(stored)
+    if any(".self_attn_layer_norm." in name for name in stored):
+        return "xlm-roberta-xl"
+    return "roberta-prelayernorm" if placed_before(stored) else "roberta"
 
 
 def encoder_shapes(config: RobertaPreLayerNormConfig, pooler: bool) -> dict[str, Shape]:
@@ -138,12 +148,14 @@ def gather(
     where: str,
     family: Family = FAMILIES["roberta-prelayernorm"],
     version: int = 5,
+    left: Callable[[str], object] = lambda told: warnings.warn(told, stacklevel=5),
 ) -> dict[str, Array]:
     """The tensors a model wants, from a file's own names: {encoder's names, head's names} -> arrays.
 
-    Accepted, as transformers does: the prefix present or absent; LayerNorm.gamma and .beta; tied weights stored under either
-    name, or under an alias in the metadata; position_ids, poolers and heads of other classes, which are left out. A bare model
-    is left without the pooler that its file lacks. A language model's decoder bias is lm_head.decoder.bias, else lm_head.bias
+    Accepted, as transformers does: the prefix present or absent, and what was put around a model (WRAPPING); LayerNorm.gamma and
+    .beta; tied weights stored under either name, or under an alias in the metadata; position_ids, poolers and heads of other
+    classes, which are left out. So are tensors that no class has, of which `left` is told, once. A bare model is left without
+    the pooler that its file lacks. A language model's decoder bias is lm_head.decoder.bias, else lm_head.bias
     (an untied file without the former too, as 4.57.6 takes it; 5.23.0 leaves zeros there), else zeros.
     `version` is the transformers whose tied weights are wanted where both are stored and differ: 5 (5.23.0) uses both, 4
     (4.57.6) the word embeddings for both.
@@ -152,7 +164,7 @@ def gather(
     if version not in (4, 5):
         raise Error(f"version is {version!r}; it must be 4 or 5, a transformers whose tied weights are wanted")
     wanted = dict(encoder) | dict(head)
-    sources = _own_names(stored, where, family, wanted)
+    sources = own_names(stored, where, family, wanted)
     found = {name: source for name, source in sources.items() if name in wanted}
     if DECODER_BIAS in wanted and DECODER_BIAS not in found and "lm_head.bias" in sources:
         found[DECODER_BIAS] = sources["lm_head.bias"]
@@ -179,7 +191,9 @@ def gather(
         for name, source in found.items()
         if name in wanted and stored.shape(source) != wanted[name]
     ]
-    if missing or unexpected or shaped:
+    if unexpected and not (missing or shaped):
+        left(f"{where} holds tensors that this model does not have, left out here: {_few(unexpected)}")
+    if missing or shaped:
         lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shaped))
         told = "; ".join(f"{len(names)} {word}: {_few(names)}" for word, names in lists if names)
         raise Error(f"{where} does not hold the weights of this model: {told}")
@@ -204,13 +218,13 @@ def _few(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str]) -> dict[str, str]:
+def own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str]) -> dict[str, str]:
     """{this library's name without the prefix: the file's name}."""
     names: dict[str, str] = {}
     own = {_theirs(name, family): name for name in wanted}
 
     def bare(name: str) -> str:
-        name = name.removeprefix(family.prefix)
+        name = unwrapped(name).removeprefix(family.prefix)
         name = name.removeprefix("roberta.") if family.pre_norm else name
         return own.get(name, name)
 

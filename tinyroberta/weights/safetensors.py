@@ -25,6 +25,7 @@ DTYPES = {
     "I32": np.dtype(np.int32),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SINGLE = "model.safetensors"
 SHARD_SIZE = 5 * 10**9
 UNITS = {"": 1} | {f"{letter}{i}B": (1024 if i else 1000) ** n for n, letter in enumerate("KMGT", 1) for i in ("", "i")}
 PIECE = 2**24
@@ -124,19 +125,34 @@ def shards_beside(index: Path) -> list[Path]:
     return shards
 
 
-def open_tensors(folder: Path) -> Tensors:
-    """The tensors of a checkpoint folder: model.safetensors, or the shards that model.safetensors.index.json names.
+def files_of(path: Path, single: str) -> tuple[list[Path], Path | None]:
+    """The files of weights and the index that named them, if one did: `path` is a file of weights, an index, or a folder with
+    the `single` file or the index of its shards.
+
+    Raises Error where the folder holds neither, or not all of the shards.
+    """
+    index = path / f"{single}.index.json" if path.is_dir() else path
+    if path.is_dir() and (path / single).is_file():
+        return [path / single], None
+    if path.is_dir() and not index.is_file():
+        raise Error(f"{path} holds neither {single} nor {index.name}")
+    return (shards_beside(index), index) if index.name.endswith(".index.json") else ([path], None)
+
+
+def check_whole(index: Path | None, names: Iterable[str]) -> None:
+    """Raise Error where shards lack a tensor that the index says they hold."""
+    if index is not None and (lacking := sorted(set(read_json(index)["weight_map"]) - set(names))):
+        raise Error(f"{index} names tensors that its shards do not hold: {', '.join(lacking[:8])}")
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file, of an index's shards, or of a folder that holds either.
 
     Raises Error where the folder has neither, a shard is missing, or a shard lacks a tensor that the index says it holds.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return Tensors([single])
-    if not index.is_file():
-        raise Error(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
-    tensors = Tensors(shards_beside(index))
-    if lacking := sorted(set(read_json(index)["weight_map"]) - set(tensors)):
-        raise Error(f"{index} names tensors that its shards do not hold: {', '.join(lacking[:8])}")
+    files, index = files_of(path, SINGLE)
+    tensors = Tensors(files)
+    check_whole(index, tensors)
     return tensors
 
 

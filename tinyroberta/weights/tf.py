@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ..errors import Error
-from .foreign import Place, Places, Renamed, shards_of
+from .foreign import Place, Places, Renamed
 from .hdf5 import datasets
-from .safetensors import Tensors
+from .safetensors import Tensors, files_of
 
 SINGLE = "tf_model.h5"
 LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias"}
@@ -18,7 +18,7 @@ def open_tf(path: Path) -> Renamed:
     holds what Keras does not write. Mirrors transformers' load_tf2_checkpoint_in_pytorch_model.
     """
     places: dict[str, Place] = {}
-    files = shards_of(path, SINGLE)
+    files, _ = files_of(path, SINGLE)
     for file in files:
         found = datasets(file)
         if twice := next((name for name in found if name in places), None):

@@ -8,8 +8,9 @@ Record (a name and what was given to it, inert).
 zip     (torch 1.6 and later)   one/data.pkl, and a stored, never compressed entry one/data/KEY for each storage
 legacy  (earlier)               five pickles: magic number, version, machine, objects, keys; then each storage: size, bytes
 
-What a file may claim is bounded by its size: every storage lies inside it, every tensor inside its storage, and tensors may
-hold their storage at most twice over (tied weights do). The number of opcodes is limited too.
+What a file may claim is bounded by its size: every storage lies inside it, every tensor inside its storage, and all tensors
+together hold at most MOST_TIMES its bytes (those of a tied encoder-decoder hold its words three times). The number of opcodes
+is limited too.
 """
 
 import mmap
@@ -23,12 +24,12 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Error
-from .files import read_json
-from .safetensors import Array, shards_beside
+from .safetensors import Array, check_whole, files_of
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-MOST_OPCODES, LONGEST_TEXT, LONGEST_NAME, MOST_DIMENSIONS = 2**20, 2**20, 256, 8
+MOST_OPCODES, LONGEST_TEXT, LONGEST_NAME, MOST_DIMENSIONS, MOST_TIMES = 2**20, 2**20, 256, 8, 4
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # under which training scripts keep a state dict beside others
 
 STORAGES: dict[str, np.dtype[Any]] = {
     "torch.DoubleStorage": np.dtype(np.float64),
@@ -66,7 +67,9 @@ INERT = (
     *(f"{module}.{name}" for module in ("builtins", "__builtin__")
       for name in ("object", "str", "int", "float", "bool", "list", "tuple", "set", "bytes")),
 )  # fmt: skip
-INERT_PACKAGES = ("omegaconf.", "fairseq.")  # the configuration classes of fairseq checkpoints
+INERT_PACKAGES = (  # whose configuration classes lie beside the tensors of fairseq's and of Lightning's checkpoints
+    "omegaconf.", "fairseq.", "lightning.", "lightning_fabric.", "pytorch_lightning.",
+)  # fmt: skip
 ADMITTED = frozenset((*STORAGES, *DTYPES, *DICTS, *TENSORS, *PARAMETERS, *INERT))
 
 
@@ -146,43 +149,42 @@ def open_torch(paths: Iterable[Path]) -> Arrays:
     return arrays
 
 
-def torch_files(folder: Path) -> list[Path]:
-    """pytorch_model.bin of a checkpoint folder, or the shards that its index names; raises Error where one is missing."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    return shards_beside(folder / INDEX)
+def open_torch_path(path: Path) -> Arrays:
+    """The tensors of a file, of an index's shards, or of the folder of pytorch_model.bin or its shards.
 
-
-def open_torch_folder(folder: Path) -> Arrays:
-    """The tensors of pytorch_model.bin or its shards; raises Error as open_torch, and where shards lack a name of the index."""
-    arrays = open_torch(torch_files(folder))
-    if not (folder / SINGLE).is_file() and (lacking := sorted(set(read_json(folder / INDEX)["weight_map"]) - set(arrays))):
-        raise Error(f"{folder / INDEX} names tensors that its shards do not hold: {', '.join(lacking[:8])}")
+    Raises Error as open_torch, and where shards lack a name of the index.
+    """
+    files, index = files_of(path, SINGLE)
+    arrays = open_torch(files)
+    check_whole(index, arrays)
     return arrays
 
 
-def state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors among the entries of a pickle's dict; what is not a tensor is left out."""
+def state_dict(content: Any, depth: int = 3) -> dict[str, Tensor]:
+    """The tensors among the entries of a pickle's dict, or of the one in it that WRAPPERS name; what is no tensor is left out."""
     if not isinstance(content, dict):
         return {}
+    for wrapper in WRAPPERS if depth else ():
+        if wrapped := state_dict(content.get(wrapper), depth - 1):
+            return wrapped
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def named_arrays(file: TorchFile, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     """Views of the mapped file; equal Tensors (tied weights) are one array.
 
-    Raises Error where tensors hold a storage more than twice over, which no model's do.
+    Raises Error where the tensors hold MOST_TIMES the bytes of their file, which no model's do.
     """
-    held: dict[Storage, int] = {}
+    room = MOST_TIMES * len(file.mapped)
     arrays: dict[Tensor, Array] = {}
     for name, tensor in tensors.items():
-        storage = tensor.storage
         size = STORAGES[tensor.kind].itemsize
-        held[storage] = held.get(storage, 0) + size * _product(tensor.shape)
-        if held[storage] > 2 * _bytes(storage):
-            raise Error(f"{file.path}: {short(name)} and others before it hold their storage more than twice over")
+        room -= size * _product(tensor.shape)
+        if room < 0:
+            told = f"{short(name)} and others before it hold more than {MOST_TIMES} times the bytes of the file"
+            raise Error(f"{file.path}: {told}")
         if tensor not in arrays:
-            start = file.starts[storage.key] + size * tensor.offset
+            start = file.starts[tensor.storage.key] + size * tensor.offset
             strides = [size * step for step in tensor.strides]
             try:
                 arrays[tensor] = np.ndarray(tensor.shape, STORAGES[tensor.kind], file.mapped, start, strides)
