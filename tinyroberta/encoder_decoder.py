@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
 from . import generation, losses
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
-from .errors import Error
+from .errors import Error, ieee
 from .inputs import as_array, check_ids, on_gpu
 from .models import (
     Options,
@@ -34,6 +34,7 @@ PROJECTION = "enc_to_dec_proj"
 class EncoderDecoderModel:
     """RobertaPreLayerNormModel and RobertaPreLayerNormForCausalLM, joined by the decoder's cross-attention."""
 
+    @ieee
     def __init__(
         self,
         encoder: RobertaPreLayerNormModel,
@@ -61,6 +62,9 @@ class EncoderDecoderModel:
             None if projection is None else encoder.ops.prepare({"proj": dict(projection)}, encoder.settings)["proj"]
         )
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: encoder {self.encoder!r}, decoder {self.decoder!r}>"
+
     @property
     def config(self) -> RobertaPreLayerNormConfig:
         """The decoder's configuration, with what the pair's own config.json says of tokens."""
@@ -78,8 +82,15 @@ class EncoderDecoderModel:
         )
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **running: Unpack[Running]) -> Self:
-        """The pair in a folder or Hub repository; raises Error on anything else."""
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        transformers_version: Literal[4, 5] = 5,
+        **running: Unpack[Running],
+    ) -> Self:
+        """The pair in a folder or Hub repository, each part as its own from_pretrained; raises Error on anything else."""
         folder = checkpoint_folder(path_or_repo, revision)
         content = read_json(folder / "config.json")
         if content.get("model_type") != MODEL_TYPE:
@@ -96,7 +107,8 @@ class EncoderDecoderModel:
         models: list[Any] = []
         for part, place in (("encoder", 0), ("decoder", 1)):  # of the seven: the bare model, and the causal language model
             config, where = parts[part], f"{folder} ({part})"
-            models.append(classes_of(config.model_type)[place].from_stored(Part(stored, part), config, where, **running))
+            part_cls = classes_of(config.model_type)[place]
+            models.append(part_cls.from_stored(Part(stored, part), config, where, transformers_version, **running))
         joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
         return cls(models[0], models[1], projection, content)
@@ -118,6 +130,7 @@ class EncoderDecoderModel:
         write_json(folder / "config.json", content)
         save_tensors(folder, tensors, max_shard_size)
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -197,6 +210,7 @@ class EncoderDecoderModel:
         shifted = np.concatenate([np.full_like(labels[:, :1], start), labels[:, :-1]], 1)
         return np.where(shifted == losses.IGNORED, pad, shifted)
 
+    @ieee
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate."""
         ids = check_ids(input_ids, "input_ids", self.encoder.config.vocab_size)
