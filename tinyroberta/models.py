@@ -173,7 +173,6 @@ class RobertaPreLayerNormPreTrainedModel:
         return cls.from_stored(stored, config, str(folder), transformers_version, **running)
 
     @classmethod
-    @ieee
     def from_stored(
         cls,
         stored: Stored,
