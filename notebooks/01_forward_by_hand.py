@@ -384,6 +384,23 @@ fig.colorbar(image, ax=axes, label="share of attention", shrink=0.4)
 plt.show()
 
 # %% [markdown]
+# Heads 2 and 3 are rulers. Whatever the words are, head 2 reads the token one place *ahead* and head 3 the one *behind*,
+# with nearly all of its share. (Only at the two ends of the text they read something else.)
+# Nobody built that in. The positions are a part of what is normed, and training has made queries that meet the key of the
+# next position. Without positions both heads are lost, as the second number shows. Heads of this kind are found in most
+# trained Transformers ([Voita et al. 2019](https://arxiv.org/abs/1905.09418)): from them, the layers above know which
+# words are neighbours.
+
+# %%
+still = np.full(len(ids), positions[1])  # every token at one place
+unplaced = layer_norm(embed(ids, still, **roberta["embeddings"]), **attention["LayerNorm"])
+lost = shares(unplaced, attention["self"]["query"], attention["self"]["key"])  # (H, S, S)
+for head, step, name in [(2, 1, "ahead"), (3, -1, "behind")]:
+    share, without = (x[head].diagonal(step)[1:-1].min() for x in (every, lost))
+    print(f"head {head} gives at least {share:.1%} to the token one place {name}; without positions {without:.1%}")
+    assert share > 0.9 > 0.5 > without
+
+# %% [markdown]
 # ## 5. Feed-forward
 #
 # After reading, each token thinks for itself: up to a wider vector, through a bend, and back down.
@@ -592,23 +609,26 @@ def fill(text):
     encoding = tokenizer.encode(text)
     ids = np.array(encoding.ids)
     logits = forward(ids, np.arange(len(ids)) + pad + 1, weights)
-    place = encoding.ids.index(tokenizer.token_to_id("<mask>"))
-    print(text, "->", answer(logits[place]))
+    return answer(logits[encoding.ids.index(tokenizer.token_to_id("<mask>"))])
 
 
-fill("He opened the <mask> and walked into the room.")
+print(fill("He opened the <mask> and walked into the room."))
 
 # %% [markdown]
-# **1. Both sides.** Does the model use what comes *after* the hole? Keep the first three words and change the rest.
+# **1. Both sides.** Does the model use what comes *after* the hole? Begin with "He took the `<mask>`", and end the sentence
+# in different ways.
 #
 # <details><summary>Answer</summary>
 #
-# Every token reads every other, to the left and to the right. The words before the hole are the same here:
+# Yes: every token reads every other, to the left and to the right. The words before the hole are the same here, and the
+# best answer is another each time. None is as sure as the door was: after "opened the", a small model hardly looks further.
 #
 # ```python
-# fill("He opened the <mask> and walked into the room.")
-# fill("He opened the <mask> and read it to his wife.")
-# fill("He opened the <mask> and looked out into the street.")
+# ends = ["rode away", "read it to his wife", "drank the wine", "put it on the table"]
+# found = [fill(f"He took the <mask> and {end}.") for end in ends]
+# for end, line in zip(ends, found, strict=True):
+#     print(f"He took the <mask> and {end}. -> {line}")
+# assert len({line.split()[0] for line in found}) == len(ends)
 # ```
 # </details>
 

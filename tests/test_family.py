@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,8 +26,10 @@ def golden(name: str, kind: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(kind): value for key, value in arrays.items() if key.startswith(kind)}
 
 
-def outputs(name: str, dtype: str, path: Path | None = None, backend: str = "numpy") -> dict[str, np.ndarray]:
-    model = tinyroberta.load(path or FOLDER / name, backend, dtype)
+def outputs(
+    name: str, dtype: str, path: Path | None = None, backend: str = "numpy", version: Literal[4, 5] = 5
+) -> dict[str, np.ndarray]:
+    model = tinyroberta.load(path or FOLDER / name, backend, dtype, transformers_version=version)
     output = model(**golden(name, "inputs/"), output_hidden_states=True, output_attentions=True, padding="compute")
     arrays: dict[str, np.ndarray] = {}
     for field, value in output.items():
@@ -48,6 +50,15 @@ def test_every_head_of_every_family_equals_hugging_face(name: str, backend: str,
         bound = max(tolerance, 2e-7) if field == "loss" and "Causal" in name else tolerance
         error = np.linalg.norm(found[field] - value) / np.linalg.norm(value)
         assert error <= bound, (field, error)
+
+
+@every_model
+def test_hidden_states_of_version_4_are_those_of_version_5(name: str) -> None:
+    """XLM-RoBERTa-XL keeps its last state after the final norm in both; the others have no such norm."""
+    found, expected = outputs(name, "float64", version=4), golden(name, "outputs/")
+    states = [field for field in expected if field.startswith("hidden_states")]
+    assert states
+    assert all(np.linalg.norm(found[field] - expected[field]) <= 1e-12 * np.linalg.norm(expected[field]) for field in states)
 
 
 @every_model

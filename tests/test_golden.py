@@ -149,7 +149,24 @@ def test_tuples_have_the_layout_of_version_5(name: str) -> None:
     assert layout(output) == case.tuple
 
 
-@pytest.mark.parametrize("name", ["base-right_padding", "causal_lm-no_mask", "masked_lm-no_mask", "question_answering-no_labels"])
+NAMED = ["base-right_padding", "causal_lm-no_mask", "masked_lm-no_mask", "question_answering-no_labels"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_hidden_states_are_those_of_the_version_asked_for(name: str) -> None:
+    case = CASES[name]
+    assert case.version == 4
+    for version, same in ((4, True), (5, False)):
+        model = tinyroberta.load(FOLDER / case.folder, dtype="float64", transformers_version=version)
+        output = flatten(model(**case.inputs, output_hidden_states=True, padding="compute").items())
+        last = max(field for field in output if field.startswith("hidden_states"))
+        found = {field: x for field, x in output.items() if field.startswith(("hidden_states", "logits", "last"))}
+        error = {field: relative_error(x, case.outputs[field]) for field, x in found.items()}
+        assert (error.pop(last) <= 1e-12) is same
+        assert max(error.values()) <= 1e-12
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_last_hidden_state_is_normed_unless_untied(name: str) -> None:
     case = CASES[name]
     untied = call(case, "float64", padding="compute")

@@ -69,6 +69,16 @@ def test_a_reloaded_pair_gives_the_same_bits(tmp_path: Path) -> None:
     )
 
 
+def test_a_pairs_hidden_states_are_those_of_the_version_asked_for() -> None:
+    folder, given = FOLDER / "encoder_decoder", {"decoder_input_ids": [[0, 5, 6]], "output_hidden_states": True}
+    five, four = (tinyroberta.load(folder, transformers_version=version)([[0, 9, 17, 2]], **given) for version in (5, 4))
+    for states in ("encoder_hidden_states", "decoder_hidden_states"):
+        last, before = five[states][-1], four[states][-1]
+        assert not np.array_equal(last, before)
+        assert all(np.array_equal(x, y) for x, y in zip(five[states][:-1], four[states][:-1], strict=True))
+    np.testing.assert_array_equal(five.logits, four.logits)
+
+
 def test_what_a_pair_needs() -> None:
     model = EncoderDecoderModel.from_pretrained(FOLDER / "encoder_decoder")
     with pytest.raises(tinyroberta.Error, match="enc_to_dec_proj"):

@@ -1,10 +1,15 @@
 """The package as installed: what importing it imports, what the wheel holds, what the card says."""
 
+import itertools
 import json
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import tinyroberta
 from tinyroberta.demo import FOLDER
@@ -44,7 +49,18 @@ def test_the_embedded_model_is_a_checkpoint_of_the_hubs_layout_and_small() -> No
 
 
 def test_core_dependencies_are_three() -> None:
-    import tomllib
-
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert sorted(re.match(r"[\w-]+", d).group() for d in project["dependencies"]) == ["ml_dtypes", "numpy", "safetensors"]
+
+
+def test_every_requirement_says_one_least_version_for_ci() -> None:
+    tools = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "least_versions.py"))
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    pins = tools["least"](project)
+    extras = (project["optional-dependencies"][name] for name in ("cpu", "hub", "text", "test"))
+    for requirement in itertools.chain(project["dependencies"], *extras):
+        assert requirement.startswith("tinyroberta[") or requirement in {f"{name}>={pins[name]}" for name in pins}
+    for wrong in ("numpy", "numpy<3", "numpy>=1.26,<3", "numpy>=2"):
+        changed = {**project, "dependencies": [*project["dependencies"], wrong]}
+        with pytest.raises(ValueError, match="one least version"):
+            tools["least"](changed)

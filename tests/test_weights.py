@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import struct
+import warnings
 from pathlib import Path
 
 import ml_dtypes
@@ -442,3 +443,25 @@ def test_settings_that_cannot_be(saved: Path, wrong: dict) -> None:
 def test_threads(saved: Path) -> None:
     pytest.importorskip("threadpoolctl")
     np.testing.assert_allclose(tinyroberta.load(saved, threads=1)(IDS).logits, tinyroberta.load(saved)(IDS).logits, rtol=1e-5)
+
+
+def test_a_model_says_its_class_size_backend_and_precision(saved: Path) -> None:
+    model = tinyroberta.load(saved, "numpy", "float64")
+    size = f"{model.num_parameters:,} parameters, 2 layers of width 8"
+    assert repr(model) == f"<RobertaPreLayerNormForMaskedLM: {size}; numpy, float64, highest>"
+    exact = tinyroberta.load(saved, "numpy", matmul_precision="high", reproducible=True)
+    assert repr(exact).endswith("; numpy, float32, high, reproducible>")
+    decoding = dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True)
+    pair = tinyroberta.EncoderDecoderModel(shaken("RobertaPreLayerNormModel"), shaken("RobertaPreLayerNormForCausalLM", decoding))
+    assert repr(pair) == f"<EncoderDecoderModel: encoder {pair.encoder!r}, decoder {pair.decoder!r}>"
+
+
+def test_a_causal_model_that_is_none_warns(tmp_path: Path) -> None:
+    shaken("RobertaPreLayerNormForCausalLM").save_pretrained(tmp_path / "encoder")
+    shaken("RobertaPreLayerNormForCausalLM", dataclasses.replace(CONFIG, is_decoder=True)).save_pretrained(tmp_path / "decoder")
+    with pytest.warns(UserWarning, match="is_decoder is false") as told:
+        tinyroberta.load(tmp_path / "encoder")
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tinyroberta.load(tmp_path / "decoder")

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import models
 from .encoder_decoder import EncoderDecoderModel
-from .errors import Error
+from .errors import Error, ieee
 from .progress import progress
 from .weights.hub import TEXT, checkpoint_folder
 from .weights.safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
@@ -33,6 +33,7 @@ class Converted(NamedTuple):
     difference: float
 
 
+@ieee
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -130,8 +131,7 @@ def _cast(stored: dict[str, Array], dtype: str | None, advance: Callable[[float]
     for name, value in stored.items():
         if id(value) in done:
             continue
-        with np.errstate(over="ignore"):
-            done[id(value)] = value if dtype is None else value.astype(FLOATS[dtype], copy=False)
+        done[id(value)] = value if dtype is None else value.astype(FLOATS[dtype], copy=False)
         if done[id(value)] is not value and not np.array_equal(np.isfinite(done[id(value)]), np.isfinite(value)):
             largest = np.abs(value[np.isfinite(value)]).max()
             raise Error(f"{name} has numbers up to {largest:.3g}, which do not fit {dtype}; choose float32 or bfloat16")

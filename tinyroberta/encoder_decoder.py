@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
 from . import generation, losses
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
-from .errors import Error
+from .errors import Error, ieee
 from .inputs import as_array, check_ids, check_integers, on_gpu
 from .models import (
     Options,
@@ -76,6 +76,7 @@ def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
 class EncoderDecoderModel:
     """RobertaPreLayerNormModel and RobertaPreLayerNormForCausalLM, joined by the decoder's cross-attention."""
 
+    @ieee
     def __init__(
         self,
         encoder: RobertaPreLayerNormModel,
@@ -104,6 +105,9 @@ class EncoderDecoderModel:
             None if projection is None else encoder.ops.prepare({"proj": dict(projection)}, encoder.settings)["proj"]
         )
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: encoder {self.encoder!r}, decoder {self.decoder!r}>"
+
     @property
     def config(self) -> RobertaPreLayerNormConfig:
         """The decoder's configuration, with what the pair's own config.json says of tokens."""
@@ -120,8 +124,15 @@ class EncoderDecoderModel:
         )
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **running: Unpack[Running]) -> Self:
-        """The pair in a folder, a file or a Hub repository; raises Error on anything else."""
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        transformers_version: Literal[4, 5] = 5,
+        **running: Unpack[Running],
+    ) -> Self:
+        """The pair in a folder, a file or a Hub repository, each part as its own from_pretrained; raises Error on anything else."""
         folder = checkpoint_folder(path_or_repo, revision)
         content = read_config(folder)
         if not is_pair(content):
@@ -129,7 +140,7 @@ class EncoderDecoderModel:
         stored = open_checkpoint(folder)
         models: list[Any] = []
         for part, (kind, config, held) in parts_of(content, stored, str(folder)).items():
-            models.append(kind.from_stored(held, config, f"{folder} ({part})", **running))
+            models.append(kind.from_stored(held, config, f"{folder} ({part})", transformers_version, **running))
         joined = Part(stored, PROJECTION)
         projection = {name: joined[name] for name in joined} or None
         extra = {name: value for name, value in content.items() if name not in ("encoder", "decoder")}
@@ -156,6 +167,7 @@ class EncoderDecoderModel:
             write_json(folder / "generation_config.json", self.generation_config)
         save_tensors(folder, tensors, max_shard_size)
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -235,6 +247,7 @@ class EncoderDecoderModel:
         shifted = np.concatenate([np.full_like(labels[:, :1], start), labels[:, :-1]], 1)
         return np.where(shifted == losses.IGNORED, pad, shifted)
 
+    @ieee
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate.
 

@@ -16,7 +16,7 @@ import numpy as np
 from .backends import Array, Backend
 from .backends.numpy import softmax
 from .cache import Cache
-from .errors import Error
+from .errors import Error, ieee
 from .inputs import check_ids, check_integers, check_numbers, check_range, on_gpu
 from .losses import log_softmax
 from .outputs import GenerateOutput
@@ -294,6 +294,7 @@ class Rows:
             self.cache.select(rows)
 
 
+@ieee
 def generate(
     model: CausalLM,
     input_ids: Any,

@@ -13,7 +13,7 @@ from . import forward, generation, losses, surgery
 from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
-from .errors import Error
+from .errors import Error, ieee
 from .inputs import (
     Rows,
     additive,
@@ -146,6 +146,7 @@ class RobertaPreLayerNormPreTrainedModel:
         """The backend's functions."""
         return load_backend(self.backend, self.settings.reproducible)
 
+    @ieee
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
         self.config, self.tensors = config, dict(tensors)
@@ -163,7 +164,9 @@ class RobertaPreLayerNormPreTrainedModel:
     ) -> Self:
         """The model in a folder, a file or a Hub repository; raises Error on weights of another model, listing what is wrong.
 
-        transformers_version says whose rule holds where a file's tied weights differ (names.gather).
+        transformers_version says whose rules hold: which of a file's tied weights where they differ (names.gather), and what
+        hidden_states[-1] is. In 5 it is the last hidden state, after the final norm, unless config.tie_last_hidden_states is
+        false; in 4 RobertaPreLayerNorm's is the stream before that norm.
         """
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
@@ -184,6 +187,8 @@ class RobertaPreLayerNormPreTrainedModel:
     ) -> Self:
         """The model of an opened checkpoint, called `where` in errors; raises Error as from_pretrained."""
         cls._check_config(config)
+        if transformers_version == 4:  # knows no such field: of all these families one keeps its states before the final norm
+            config = dataclasses.replace(config, tie_last_hidden_states=cls.model_type != "roberta-prelayernorm")
         names.check_layers(config, stored, where)
         shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
         tensors = names.gather(stored, *shapes, config.tie_word_embeddings, where, family, transformers_version)
@@ -204,6 +209,12 @@ class RobertaPreLayerNormPreTrainedModel:
         save_tensors(
             folder, names.stored_names(self.tensors, headed, family, self.config.tie_word_embeddings), max_shard_size, written
         )
+
+    def __repr__(self) -> str:
+        config, settings = self.config, self.settings
+        size = f"{self.num_parameters:,} parameters, {config.num_hidden_layers} layers of width {config.hidden_size}"
+        how = f"{self.backend}, {settings.dtype}, {settings.matmul_precision}{', reproducible' if settings.reproducible else ''}"
+        return f"<{type(self).__name__}: {size}; {how}>"
 
     @property
     def num_parameters(self) -> int:
@@ -433,6 +444,7 @@ class RobertaPreLayerNormModel(RobertaPreLayerNormPreTrainedModel):
 
     has_pooler = True
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -494,8 +506,25 @@ class _LanguageModel(RobertaPreLayerNormPreTrainedModel):
 
 
 class RobertaPreLayerNormForCausalLM(_LanguageModel):
-    """A decoder with a language-model head: each place predicts the next token."""
+    """A decoder with a language-model head: each place predicts the next token.
 
+    Warns, as transformers does, where config.is_decoder is false.
+    """
+
+    def __init__(
+        self,
+        config: RobertaPreLayerNormConfig,
+        tensors: Mapping[str, Array] | None = None,
+        *,
+        seed: int = 0,
+        **running: Unpack[Running],
+    ) -> None:
+        super().__init__(config, tensors, seed=seed, **running)
+        if not config.is_decoder:
+            told = "config.is_decoder is false, so every place reads those behind it too and nothing is cached"
+            warnings.warn(f"{told}: for a model that writes from left to right set is_decoder to true", stacklevel=3)
+
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -559,6 +588,7 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
 class RobertaPreLayerNormForMaskedLM(_LanguageModel):
     """An encoder with a language-model head: a masked place predicts its token."""
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -603,6 +633,7 @@ class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrained
     def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
         return names.classification_head_shapes(config)
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -639,6 +670,7 @@ class RobertaPreLayerNormForMultipleChoice(RobertaPreLayerNormPreTrainedModel):
     def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
         return names.choice_classifier_shapes(config)
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -676,6 +708,7 @@ class RobertaPreLayerNormForTokenClassification(RobertaPreLayerNormPreTrainedMod
     def head_shapes(cls, config: RobertaPreLayerNormConfig) -> dict[str, names.Shape]:
         return names.token_classifier_shapes(config)
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -709,6 +742,7 @@ class RobertaPreLayerNormForQuestionAnswering(RobertaPreLayerNormPreTrainedModel
         if config.num_labels != 2:
             raise Error(f"config: num_labels is {config.num_labels}; question answering has 2, a start and an end")
 
+    @ieee
     def __call__(
         self,
         input_ids: Any = None,
@@ -766,6 +800,8 @@ def load(
 
     A file is read with the config.json beside it, fairseq's without.
 
+    transformers_version=4 gives that version's tied weights and hidden_states[-1] where they differ from version 5's
+    (`from_pretrained` says how).
     Raises Error where the class is none of this library's, or as `from_pretrained` does.
     """
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
@@ -774,7 +810,7 @@ def load(
     from .encoder_decoder import EncoderDecoderModel, is_pair
 
     if is_pair(read_config(folder)):
-        return EncoderDecoderModel.from_pretrained(folder, **running)
+        return EncoderDecoderModel.from_pretrained(folder, transformers_version=transformers_version, **running)
     stored = open_checkpoint(folder)
     cls, config = class_of(folder, stored)
     model = cls.from_stored(stored, config, str(folder), transformers_version, **running)

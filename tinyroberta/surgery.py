@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .config import RobertaPreLayerNormConfig
-from .errors import Error, RangeError
+from .errors import Error, RangeError, ieee
 from .weights.names import DECODER, DECODER_BIAS, WORDS, Shape
 from .weights.safetensors import DTYPES
 
@@ -18,6 +18,7 @@ Surgery = tuple[RobertaPreLayerNormConfig, dict[str, Array]]
 ROWS = 2048  # of an embedding table at a time: a few megabytes as float64
 
 
+@ieee
 def new_tensors(
     config: RobertaPreLayerNormConfig, encoder: Mapping[str, Shape], head: Mapping[str, Shape], seed: int
 ) -> dict[str, Array]:
@@ -105,6 +106,7 @@ def _tied(config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> bo
     return config.tie_word_embeddings and tensors[DECODER] is tensors[WORDS]
 
 
+@ieee
 def resize(
     config: RobertaPreLayerNormConfig,
     tensors: Mapping[str, Array],

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
 from .numpy import _threadpoolctl, asarray, attend, embed, recorded, running, to_numpy
@@ -254,7 +254,7 @@ def activation(x: Array, name: Activation) -> Array:
     return _activate(x, name)
 
 
-@np.errstate(all="ignore")
+@ieee
 def _activate(x: Array, name: Activation) -> Array:
     if callable(name):
         raise Error("hidden_act is a Python function, whose bits reproducible=True cannot promise: name one")
@@ -304,7 +304,7 @@ def product(a: Array, b: Array) -> Array:  # (H, I, K), (H, K, J) -> (H, I, J)
     return y
 
 
-@np.errstate(all="ignore")
+@ieee
 def softmax(x: Array) -> Array:  # (H, Sq, Sk) -> same
     """exp(x - max) (1 / sum), summed as products with 1."""
     e = exp(x - x.max(-1, keepdims=True))
@@ -352,7 +352,7 @@ class Weight(NamedTuple):
     kept: int  # diagonals
 
 
-@np.errstate(divide="ignore", over="ignore")
+@ieee
 def cut(x: Array, slices: int) -> tuple[Array, Array]:  # (T, K) -> (slices, T, K) int8, (T,)
     """Rows as whole numbers of `slices` signed digits in base 256, highest first, with the scales that make them rows again.
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, ieee
 from ..models import RobertaPreLayerNormForMaskedLM
 from .tokenizer import mask_token, stack, tokenize
 
@@ -20,6 +20,7 @@ class Candidate(NamedTuple):
     sentence: str
 
 
+@ieee
 def fill_mask(
     model: RobertaPreLayerNormForMaskedLM, tokenizer: Any, texts: Sequence[str], top_k: int = 5
 ) -> list[list[Candidate]]:
