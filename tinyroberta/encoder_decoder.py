@@ -132,7 +132,7 @@ class EncoderDecoderModel:
         transformers_version: Literal[4, 5] = 5,
         **running: Unpack[Running],
     ) -> Self:
-        """The pair in a folder, a file or a Hub repository, each part as its own from_pretrained; raises Error on anything else."""
+        """The pair in a folder, a file or a Hub repository, each part as its own from_pretrained; raises Error on another."""
         folder = checkpoint_folder(path_or_repo, revision)
         content = read_config(folder)
         if not is_pair(content):
