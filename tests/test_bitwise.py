@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models_for_tests import TOLERANCE, flatten, new_model, relative_error, sliced_product, worst
+from models_for_tests import TOLERANCE, dense, flatten, new_model, relative_error, sliced_product, worst
 from test_golden import CASES, FOLDER, call, past_of
 from test_numpy_backend import exact_activation
 
@@ -73,9 +73,8 @@ def assert_same_outputs(found: Any, expected: Any) -> None:
 
 def prepared(ops: Any, weight: np.ndarray, precision: str, second: bool) -> Any:
     """A dense layer's weight as a backend holds it."""
-    dense = {"output": {"dense": {"weight": weight, "bias": np.zeros(len(weight), np.float32)}}}
-    tree = ops.prepare({"0" if second else "attention": dense}, Settings(matmul_precision=precision, reproducible=True))
-    return next(iter(tree.values()))["output"]["dense"]["weight"]
+    settings = Settings(matmul_precision=precision, reproducible=True)
+    return ops.prepare({"layer": dense(weight, after_activation=second)}, settings)["layer"]["weight"]
 
 
 # The definition against float64 and integers.

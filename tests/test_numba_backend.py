@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from models_for_tests import TOLERANCE, flatten, new_model, relative_error, sliced_product, worst
+from models_for_tests import TOLERANCE, dense, flatten, new_model, relative_error, sliced_product, worst
 from test_golden import CASES, FOLDER, call, past_of
 from test_numpy_backend import exact_activation, exact_attention
 
@@ -54,10 +54,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def prepared(weight: np.ndarray, precision: str = "highest", second: bool = False) -> Any:
     """A dense layer's weight as this backend holds it."""
-    tree: dict[str, Any] = {"output": {"dense": {"weight": weight, "bias": np.zeros(len(weight), np.float32)}}}
-    tree = {"0": tree} if second else {"attention": tree}
-    tree = ops.prepare(tree, Settings(matmul_precision=precision))
-    return tree["0" if second else "attention"]["output"]["dense"]["weight"]
+    layer = dense(weight, after_activation=second)
+    return ops.prepare({"layer": layer}, Settings(matmul_precision=precision))["layer"]["weight"]
 
 
 @pytest.mark.parametrize("cut", [(3, 3), (3, 4), (2, 2), (2, 3)])

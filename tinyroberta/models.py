@@ -37,6 +37,7 @@ from .outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from .plan import plan
 from .weights import names
 from .weights.checkpoint import Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
@@ -150,7 +151,7 @@ class RobertaPreLayerNormPreTrainedModel:
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
         self.config, self.tensors = config, dict(tensors)
-        self.weights = self.ops.prepare(names.nest(self.tensors), self.settings)
+        self.weights = self.ops.prepare(plan(names.nest(self.tensors)), self.settings)
 
     @classmethod
     def from_pretrained(
