@@ -1110,6 +1110,81 @@ def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[
     assert "cupy backend: backend='cupy' needs CuPy, which is not installed: pip install" in capsys.readouterr().out
 
 
+# How kernels are launched, and kept.
+
+
+def test_every_parameter_is_read_as_the_compiler_reads_it(ops: Any) -> None:
+    words = {"int": "i4", "i64": "i8", "float": "f4"}
+    for file, names in ops.launch.KERNELS.items():
+        declared = ops.launch.parameters(file)
+        assert declared.keys() == {name.split("<")[0] for name in names}
+        kernels = ops.launch._module(file, 0)[0].kernels
+        for name in names:
+            read = [next((words[kind] for kind, p in ops.launch.PASSED.items() if p is passed), "P")
+                    for passed in declared[name.split("<")[0]].values()]  # fmt: skip
+            assert read == [word if len(word) == 2 else "P" for word in kernels[name].signature], name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"K": None}, r"split takes x, y, n: missing are \[\], unknown are \['K'\]"),
+        ({"n": ...}, r"missing are \['n'\], unknown are \[\]"),
+        ({"n": ..., "N": 4}, r"missing are \['n'\], unknown are \['N'\]"),
+        ({"n": 4.0}, "split: n: 'float' object cannot be interpreted as an integer"),
+        ({"n": 1 << 63}, "split: n: .*too (large|big)"),
+        ({"x": 4}, "split: x: an array of the device or None is needed, not int"),
+        ({"x": np.zeros(4, np.float32)}, "split: x: an array of the device or None is needed, not ndarray"),
+    ],
+)
+def test_a_launch_gives_every_parameter_by_its_name(ops: Any, change: dict[str, Any], told: str) -> None:
+    right = {"x": ops.asarray(np.ones(4)), "y": ops.cp.empty((3, 4), BF16), "n": 4}
+    ops.launch.launch("split", (1,), (256,), **right)
+    assert (host(right["y"])[0] == 1).all()
+    stand_in.launched.clear()
+    with pytest.raises(TypeError, match=told):
+        ops.launch.launch("split", (1,), (256,), **{name: x for name, x in (right | change).items() if x is not ...})
+    assert not stand_in.launched
+
+
+def code_of(path: Path) -> Any:
+    return path.read_bytes(), path.with_suffix(".json").read_text()
+
+
+@pytest.mark.parametrize("lost", [".cubin", ".json", "an empty .cubin", "other names"])
+def test_machine_code_that_is_not_whole_is_made_again(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    path, symbols = ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"])
+    whole = code_of(path)
+    if lost == "an empty .cubin":
+        path.write_bytes(b"")
+    elif lost == "other names":
+        path.with_suffix(".json").write_text("[]")
+    else:
+        path.with_suffix(lost).unlink()
+    assert ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"]) == (path, symbols)
+    assert code_of(path) == whole
+    monkeypatch.setattr(ops.compiler, "compiled", None)
+    assert ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"]) == (path, symbols)
+
+
+def test_threads_that_keep_the_same_code_do_not_meet(ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    replace, written = Path.replace, threading.Barrier(2)
+
+    def late(part: Path, to: Path) -> Path:
+        written.wait(10)  # both have written before either renames
+        return replace(part, to)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with ThreadPoolExecutor(2) as threads:
+        kept = list(threads.map(lambda _: ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"])[0], range(2)))
+    assert {path.parent for path in kept} == {tmp_path}
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".cubin", ".json"]
+
+
 # Compilation for real GPUs.
 
 REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attention_wgmma": 128, "attention_split": 255,
@@ -1506,6 +1581,28 @@ def test_a_product_that_the_library_cannot_do_is_told(ops: Any) -> None:
     x, w = ops.cp.zeros((20, 40), np.float32), ops.cp.zeros((36, 40), np.float32)
     with pytest.raises(Error, match=r"no algorithm for \(20, 40\) by \(40, 36\)"):
         ops.cublaslt.linear(x, w, ops.asarray(np.zeros(36)), ops.launch.FLOAT)
+
+
+def test_a_plan_that_leaves_the_cache_gives_its_descriptors_back(ops: Any) -> None:
+    use(ops, "cuBLASLt")
+    library = ops.cublaslt.library().library
+    x, w, bias = ops.cp.zeros((20, 40), np.float32), ops.cp.zeros((36, 40), np.float32), ops.asarray(np.zeros(36))
+    ops.cublaslt._plan.cache_clear()
+    before = library.alive_count()
+    with ops.cp.cuda.Stream(non_blocking=True) as stream:
+        room = ops.cp.cuda.MemoryPool()
+        with ops.cp.cuda.using_allocator(room.malloc):
+            stream.begin_capture()
+            y = ops.cublaslt.linear(x, w, bias, ops.launch.FLOAT)
+            graph = stream.end_capture()
+    assert library.alive_count() == before + 4
+    ops.cublaslt._plan.cache_clear()
+    assert library.alive_count() == before
+    graph.launch()  # what was recorded needs them no more
+    assert (y.get() == 0).all()
+    with pytest.raises(Error):
+        ops.cublaslt._plan(0, 20, 36, 42, ops.launch.FLOAT, ops.launch.FLOAT, False, False)  # rows of 168 bytes
+    assert library.alive_count() == before
 
 
 # Sanitizers: g++'s, on the emulated kernels, in a process of their own.
