@@ -1,4 +1,4 @@
-// Every hidden_act, by the numbers that ACTIVATIONS in ../__init__.py gives them. The exact forms, in float32.
+// Every hidden_act, by the numbers that ACTIVATIONS in ../ops.py gives them. The exact forms, in float32.
 #pragma once
 
 __device__ __forceinline__ float exact_gelu(float x) {
