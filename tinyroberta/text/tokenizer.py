@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
+from ..weights.files import refuse_pointer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MASK = "<mask>"
@@ -21,6 +22,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise Error("reading text needs the tokenizers package: pip install 'tinyroberta[text]'") from error
     folder = Path(folder)
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    for path in (whole, vocabulary, merges):
+        refuse_pointer(path)
     try:
         if whole.is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(whole))
