@@ -12,6 +12,7 @@ from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error
 from .inputs import as_array, check_ids, on_gpu
+from .keywords import running_of
 from .models import (
     Options,
     Past,
@@ -24,7 +25,7 @@ from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutp
 from .weights import names
 from .weights.checkpoint import Part, open_checkpoint
 from .weights.files import read_json, write_json
-from .weights.hub import checkpoint_folder
+from .weights.hub import checkpoint_folder, on_disk
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 MODEL_TYPE = "encoder-decoder"
@@ -80,6 +81,7 @@ class EncoderDecoderModel:
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None, **running: Unpack[Running]) -> Self:
         """The pair in a folder or Hub repository; raises Error on anything else."""
+        running = running_of(running, on_disk(path_or_repo))
         folder = checkpoint_folder(path_or_repo, revision)
         content = read_json(folder / "config.json")
         if content.get("model_type") != MODEL_TYPE:
@@ -197,7 +199,7 @@ class EncoderDecoderModel:
         shifted = np.concatenate([np.full_like(labels[:, :1], start), labels[:, :-1]], 1)
         return np.where(shifted == losses.IGNORED, pad, shifted)
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate."""
         ids = check_ids(input_ids, "input_ids", self.encoder.config.vocab_size)
         start = self.config.decoder_start_token_id

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
+from .backends import PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error
@@ -27,6 +27,7 @@ from .inputs import (
     position_ids_of,
     take_places,
 )
+from .keywords import dtype_name, running_of
 from .outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -39,7 +40,7 @@ from .outputs import (
 )
 from .weights import names
 from .weights.checkpoint import Stored, open_checkpoint, read_config
-from .weights.hub import checkpoint_folder
+from .weights.hub import checkpoint_folder, on_disk
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 Output = TypeVar("Output", bound=ModelOutput)
@@ -123,6 +124,10 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @classmethod
     def _check_config(cls, config: RobertaPreLayerNormConfig) -> None:
+        if not isinstance(config, RobertaPreLayerNormConfig):
+            raise Error(
+                f"config is of type {type(config).__name__}; it must be a {RobertaPreLayerNormConfig.__name__} or its kin"
+            )
         if config.model_type != cls.model_type:
             raise Error(
                 f"config: model_type is {config.model_type!r}; {cls.__name__} runs {cls.model_type!r}, "
@@ -161,8 +166,10 @@ class RobertaPreLayerNormPreTrainedModel:
     ) -> Self:
         """The model in a folder or Hub repository; raises Error on anything but this model's weights, listing what is wrong.
 
-        transformers_version says whose rule holds where a file's tied weights differ (names.gather).
+        transformers_version says whose rule holds where a file's tied weights differ (names.gather). transformers' keywords that
+        change nothing here are taken, the others refused by name (keywords.py).
         """
+        running = running_of(running, on_disk(path_or_repo))
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
@@ -210,7 +217,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     def set_input_embeddings(self, weight: Any) -> None:
         """Replace the word embeddings by (V', D) numbers; tied output embeddings follow, a tied bias is cut or padded with 0."""
-        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.WORDS, np.asarray(weight)))
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.WORDS, as_array(weight, "weight")))
 
     def get_output_embeddings(self) -> Array | None:
         """The language model head's (V, D) weight; None for other heads."""
@@ -218,7 +225,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     def set_output_embeddings(self, weight: Any) -> None:
         """Replace the language model head's weight by (V, D) numbers, which unties it; raises Error for other heads."""
-        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.DECODER, np.asarray(weight)))
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.DECODER, as_array(weight, "weight")))
 
     def tie_weights(self) -> None:
         """Make the head's weight the word embeddings again, where config.tie_word_embeddings says so."""
@@ -539,7 +546,7 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
             CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
         )
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Prompts (B, S) continued, as ids; the arguments are those of generation.generate."""
         return generation.generate(self, input_ids, attention_mask, **arguments)
 
@@ -749,12 +756,14 @@ def load(
     *,
     revision: str | None = None,
     transformers_version: Literal[4, 5] = 5,
+    **others: Any,
 ) -> Any:
     """The model in a folder, a fairseq .pt file or a Hub repository, of the class that its config.json names, or the bare model.
 
-    Raises Error where the class is none of this library's, or as `from_pretrained` does.
+    Raises Error where the class is none of this library's, or as `from_pretrained` does, whose other keywords are taken too.
     """
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
+    running = running_of({**running, **others}, on_disk(path_or_repo))
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
     if read_config(folder).get("model_type") == "encoder-decoder":
@@ -801,14 +810,17 @@ def settings_of(
     matmul_precision: str = "highest",
     threads: int | None = None,
     reproducible: bool = False,
+    **unknown: Any,
 ) -> tuple[str, Settings]:
     """A backend's name and the settings for it; raises Error on a value that is none of the allowed ones.
 
     float64 is NumPy's alone, so it is the backend where none is named.
     """
-    for name, value, allowed in (("dtype", dtype, DTYPES), ("matmul_precision", matmul_precision, PRECISIONS)):
-        if value not in allowed:
-            raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if unknown:
+        raise Error(f"a model does not know {', '.join(sorted(unknown))}; it takes {', '.join(Running.__annotations__)}")
+    dtype = dtype_name(dtype)
+    if matmul_precision not in PRECISIONS:
+        raise Error(f"matmul_precision is {matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
     backend = backend or ("numpy" if dtype == "float64" else default_backend())

@@ -17,6 +17,14 @@ FILES = ("config.json", *(file for form in KNOWN for file in form.files), *TEXT)
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
+def on_disk(path_or_repo: str | Path) -> bool:
+    """Whether a checkpoint is given as a folder or file of this disk; of what is no path at all, no."""
+    try:
+        return Path(path_or_repo).expanduser().exists()
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return False
+
+
 def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
 
@@ -31,12 +39,15 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
     told = name if len(name) <= 80 else f"{name[:77]}..."
     try:
         path = Path(path_or_repo).expanduser()
-        if path.is_dir() or (path.suffix == ".pt" and path.is_file()):
-            return path
+        local = path.is_dir() or (path.suffix == ".pt" and path.is_file())
         is_file = path.exists()
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # of too long a name, an unknown user, bytes, a zero byte
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise Error(f"there is no folder {told}: {reason}") from error
+    if (local or is_file) and revision is not None:
+        raise Error(f"{path} is on this disk, where there are no revisions: leave out {revision!r}, or name a Hub repository")
+    if local:
+        return path
     if is_file:
         raise Error(f"{path} is a file; give the folder that holds config.json and model.safetensors (or a fairseq .pt file)")
     if name.startswith((".", "~", "/")) or name.count("/") != 1 or not REPOSITORY.fullmatch(name):
