@@ -3,7 +3,7 @@
 import re
 import warnings
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import Error
@@ -12,8 +12,16 @@ from .safetensors import shard_names
 
 KNOWN = tuple(form for form in FORMATS if "*" not in form.files[0])
 SAFETENSORS = KNOWN[0]
-TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TEXT = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "bpe.codes", "dict.txt", "generation_config.json",
+)  # fmt: skip
 FILES = ("config.json", *(file for form in KNOWN for file in form.files), *TEXT)
+SMALL = 64 * 2**20  # bytes: what is larger beside a checkpoint is data or another copy of its weights
+WEIGHTS = (
+    ".bin", ".ckpt", ".distcp", ".engine", ".gguf", ".h5", ".hdf5", ".mlmodel", ".msgpack", ".npy", ".npz", ".onnx", ".onnx_data",
+    ".ot", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".tflite",
+)  # fmt: skip
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
@@ -25,11 +33,24 @@ def on_disk(path_or_repo: str | Path) -> bool:
         return False
 
 
-def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+def is_beside(name: str) -> bool:
+    """Whether a file of a repository, by its path there, goes with the model: all but weights and what is hidden.
+
+    The weights of a sentence-transformers module, in a folder such as 2_Dense, are no other copy of the model's.
+    """
+    path = PurePosixPath(name)
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
+    return not weights or bool(re.match(r"[1-9]\d*_\w+/", name))
+
+
+def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True, beside: bool = False) -> Path:
     """The folder of a checkpoint: `path_or_repo` itself, or what huggingface_hub has downloaded of that repository.
 
     HF_HOME and HF_HUB_OFFLINE are honoured by huggingface_hub. Where main holds no safetensors and no revision was named, the
-    pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. Raises Error
+    pull request that holds them (refs/pr/N) is looked for, named in a warning and taken; else the next of FORMATS. `beside` asks
+    for every small file that goes with the model, not only those that are read here (is_beside, SMALL). Raises Error
     on what is no path, where the folder does not exist or huggingface_hub is not installed, and where the repository, revision
     or its weights cannot be had.
     """
@@ -56,10 +77,10 @@ def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, wei
         import huggingface_hub
     except ImportError as error:
         raise Error(f"there is no folder {name}; to load it from the Hub, pip install 'tinyroberta[hub]'") from error
-    return _download(huggingface_hub, name, revision, weights)
+    return _download(huggingface_hub, name, revision, weights, beside)
 
 
-def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
+def _download(hub: Any, name: str, revision: str | None, weights: bool, beside: bool) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     reached = True
@@ -116,6 +137,10 @@ def _download(hub: Any, name: str, revision: str | None, weights: bool) -> Path:
                 raise missing(", ".join(absent))
             for filename in (*wanted, *(filename for filename in TEXT if filename in held)):
                 file(filename, revision)
+        if beside and reached:
+            for entry in hub.HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []:
+                if is_beside(entry.rfilename) and (entry.size or 0) <= SMALL:
+                    file(entry.rfilename, revision)
         return folder
     except Error:
         raise
