@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         terminal.drop_output()
-        _tell(error)
+        _tell(f"{error.filename or 'standard output'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         _tell(terminal.INTERRUPTED)

@@ -143,7 +143,7 @@ def is_torch(x: Any) -> bool:
 def as_array(x: Any, name: str) -> Array:
     """What a caller gave, as an array of the host; raises Error on what cannot be one.
 
-    Of a torch tensor its numbers are taken, wherever it lies and whether or not it is sparse, quantized or has gradients.
+    Of a torch tensor its numbers are taken, wherever it lies and whether or not it is sparse or has gradients.
     """
     try:
         return np.asarray(_host(x, name))
@@ -165,7 +165,6 @@ def _host(x: Any, name: str) -> Any:
     if x.is_nested:
         raise Error(f"{name} is a nested torch tensor, whose rows differ in length: torch.nested.to_padded_tensor pads them")
     x = x.detach()
-    x = x.dequantize() if x.is_quantized else x
     x = x if str(x.layout) == "torch.strided" else x.to_dense()
     exact = x.float() if "float8" in str(x.dtype) or str(x.dtype) == "torch.bfloat16" else x  # NumPy lacks these
     return exact.numpy(force=True)

@@ -45,12 +45,12 @@ def guarded(main: Callable[[], int]) -> int:
         raise KeyboardInterrupt
 
     def ignored(told: Any) -> None:
-        """KeyboardInterrupt in a callback or finalizer, which can raise nothing: raised again a moment later."""
+        """What a callback or finalizer raised goes nowhere: Ctrl-C comes again a moment later, what it led to is not told."""
         if stopped and issubclass(told.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,))
+            again = threading.Timer(0.01, interrupt)
             again.daemon = True
             again.start()
-        else:
+        elif not stopped:
             sys.__unraisablehook__(told)
 
     sys.unraisablehook = ignored
@@ -62,10 +62,22 @@ def guarded(main: Callable[[], int]) -> int:
     except BaseException:
         if not stopped:
             raise
-        status = 130  # what was under way made another exception of it
+        leave()  # what was under way made another exception of it, or main was not there yet
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return 130 if stopped else status
+    if stopped:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        os._exit(130)  # Python, where an exec'd string was interrupted, would end by the signal itself, once more
+    return status
+
+
+def interrupt() -> None:
+    """Send SIGINT to the main thread, from another."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 def open_streams() -> None:

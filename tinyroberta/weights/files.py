@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise Error(f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no JSON file of a checkpoint is")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad puts a mark first
     except OSError as error:
         raise Error(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -144,7 +144,8 @@ def _made(kernel: Kernel) -> bytes:
             return kept
         _announce()
         with progress(_most, "compiling", unit="kernels") as told:
-            told(min(_done, _most - 1))
+            if _most:
+                told(min(_done, _most - 1))
             content = _compile(kernel)
         _done += 1
         _keep(kernel, content)
