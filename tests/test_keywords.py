@@ -87,11 +87,13 @@ def test_a_dtype_by_any_of_its_names(folder: Path) -> None:
         dtype_name(torch.bfloat16)
 
 
-def test_a_class_of_a_configuration_and_a_prompt() -> None:
+def test_a_class_of_a_configuration_and_a_prompt(folder: Path) -> None:
     with pytest.raises(Error, match="does not know backnd"):
         RobertaPreLayerNormModel(CONFIG, backnd="numpy")  # type: ignore[call-arg]
     with pytest.raises(Error, match="config is of type dict"):
         RobertaPreLayerNormModel({})  # type: ignore[arg-type]
+    with pytest.raises(Error, match="config is of type dict"):
+        RobertaPreLayerNormModel.from_pretrained(folder, config={"vocab_size": 9})  # type: ignore[arg-type]
     decoder = dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True)
     causal = RobertaPreLayerNormForCausalLM(decoder, backend="numpy")
     for model in (causal, EncoderDecoderModel(RobertaPreLayerNormModel(CONFIG, backend="numpy"), causal)):

@@ -103,6 +103,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
+        _check_kind(config)
         if running.get("backend") is None and callable(config.hidden_act):
             running["backend"] = "numpy"  # what Numba cannot compile NumPy can call
         self.backend, self.settings = settings_of(**running)
@@ -124,10 +125,6 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @classmethod
     def _check_config(cls, config: RobertaPreLayerNormConfig) -> None:
-        if not isinstance(config, RobertaPreLayerNormConfig):
-            raise Error(
-                f"config is of type {type(config).__name__}; it must be a {RobertaPreLayerNormConfig.__name__} or its kin"
-            )
         if config.model_type != cls.model_type:
             raise Error(
                 f"config: model_type is {config.model_type!r}; {cls.__name__} runs {cls.model_type!r}, "
@@ -173,6 +170,8 @@ class RobertaPreLayerNormPreTrainedModel:
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
+        if config is not None:
+            _check_kind(config)
         config = _placed(config or config_of(folder), stored)
         return cls.from_stored(stored, config, str(folder), transformers_version, **running)
 
@@ -791,6 +790,11 @@ def classes_of(model_type: str) -> list[type[RobertaPreLayerNormPreTrainedModel]
     """The seven classes of a model_type, in the order of CLASSES."""
     kin = [(cls, *cls.__subclasses__()) for cls in CLASSES.values()]
     return [next(cls for cls in family if cls.model_type == model_type) for family in kin]
+
+
+def _check_kind(config: object) -> None:
+    if not isinstance(config, RobertaPreLayerNormConfig):
+        raise Error(f"config is of type {type(config).__name__}; it must be a {RobertaPreLayerNormConfig.__name__} or its kin")
 
 
 def _placed(config: RobertaPreLayerNormConfig, stored: Stored) -> RobertaPreLayerNormConfig:
