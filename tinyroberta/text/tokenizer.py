@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
-from ..weights.files import read_json
+from ..weights.files import read_json, refuse_pointer
 from .sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
 from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_of, content_of, read_tokens
 
@@ -35,6 +35,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise Error("reading text needs the tokenizers package: pip install 'tinyroberta[text]'") from error
     folder = Path(folder)
     folder = folder.parent if folder.is_file() else folder
+    for name in ("tokenizer.json", *VOCABULARIES):
+        refuse_pointer(folder / name)
     with _one_error(f"{folder}: the tokenizer files are not valid"):
         settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         kind = class_of(folder, settings)
