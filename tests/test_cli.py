@@ -138,7 +138,8 @@ def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path, backend: st
             (tmp_path / path.name).write_bytes(path.read_bytes())
     text = "The <mask> is red."
     command = ("fill-mask", "--json", "--backend", backend, text)
-    assert run(*command, "--model", str(tmp_path)).stdout == run(*command).stdout
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert run(*command, "--model", str(path)).stdout == run(*command).stdout
     (tmp_path / "tokenizer.json").unlink()
     assert "holds no tokenizer" in run("fill-mask", "--model", str(tmp_path), text).stderr
 

@@ -120,6 +120,34 @@ def test_small_files_are_kept_and_other_weights_are_not(source: Path, tmp_path: 
     assert sorted(done.left) == sorted((*NOT_BESIDE, "optimizer.bin", "train.csv"))
 
 
+def test_a_file_is_its_folder_where_that_has_a_config(source: Path, tmp_path: Path) -> None:
+    done = convert(source / "model.safetensors", tmp_path / "made")
+    assert left(done.folder) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+    assert done.left == ("optimizer.bin",)
+
+
+def test_a_file_without_a_config_brings_its_tokenizer_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    (folder / "other").mkdir(parents=True)
+    file = next(path for path in SOURCES if path.suffix == ".pt")
+    for name in ("dict.txt", "vocab.json", "merges.txt", "letters.txt", "other/vocab.json"):
+        (folder / name).write_text(name)
+    done = convert(shutil.copy(file, folder), tmp_path / "made")
+    kept = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
+    assert kept == {"config.json", "model.safetensors", "dict.txt", "vocab.json", "merges.txt"}
+    assert done.left == ()
+
+
+def test_the_command_warns_of_a_thing_once_in_a_line(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is_decoder"):
+        tinyroberta.RobertaPreLayerNormForCausalLM(CONFIG).save_pretrained(tmp_path / "source")
+    done = subprocess.run(
+        command("convert", tmp_path / "source", tmp_path / "made"), capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr.startswith("tinyroberta: config.is_decoder is false")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_destination_inside_its_source(source: Path) -> None:
     convert(source, source / "made")
     assert left(source / "made") == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]

@@ -271,6 +271,17 @@ def test_a_git_lfs_pointer_is_named_and_so_is_the_way_out(name: str, tmp_path: P
         assert "\n" not in str(told.value)
 
 
+def test_a_pointer_beside_a_whole_tokenizer_hurts_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tinyroberta.demo import FOLDER
+    from tinyroberta.text.tokenizer import load_tokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    (tmp_path / "sentencepiece.bpe.model").write_text(POINTER)
+    assert load_tokenizer(tmp_path).mask_token == "<mask>"
+
+
 def test_a_pointer_beside_what_is_read_hurts_nobody(tmp_path: Path) -> None:
     model = Base(CONFIG, backend="numpy")
     model.save_pretrained(tmp_path)

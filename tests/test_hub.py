@@ -234,8 +234,9 @@ def test_convert_keeps_what_lies_beside_the_weights_there_too(hub: tuple[str, Pa
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     publish(tmp_path)
     for load in (tinyroberta.load, RobertaPreLayerNormForMaskedLM.from_pretrained, RobertaPreLayerNormConfig.from_pretrained):
-        with pytest.raises(Error, match="leave out 'v1'"):
-            load(tmp_path, revision="v1")
+        for path in (tmp_path, tmp_path / "model.safetensors"):
+            with pytest.raises(Error, match="leave out 'v1'"):
+                load(path, revision="v1")
 
 
 def test_what_a_hub_does_not_have(hub: tuple[str, Path], tmp_path: Path) -> None:

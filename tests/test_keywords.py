@@ -94,6 +94,9 @@ def test_a_class_of_a_configuration_and_a_prompt(folder: Path) -> None:
         RobertaPreLayerNormModel({})  # type: ignore[arg-type]
     with pytest.raises(Error, match="config is of type dict"):
         RobertaPreLayerNormModel.from_pretrained(folder, config={"vocab_size": 9})  # type: ignore[arg-type]
+    for call in (tinyroberta.load, EncoderDecoderModel.from_pretrained):
+        with pytest.raises(Error, match="the from_pretrained of one model's class takes a configuration"):
+            call(folder, config=CONFIG)
     decoder = dataclasses.replace(CONFIG, is_decoder=True, add_cross_attention=True)
     causal = RobertaPreLayerNormForCausalLM(decoder, backend="numpy")
     for model in (causal, EncoderDecoderModel(RobertaPreLayerNormModel(CONFIG, backend="numpy"), causal)):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = parser.parse_args(arguments)
             if sys.stdout is None and chosen.run in (fill_mask, info, inspect.run):
                 raise Error("standard output is closed, and what is asked for would be printed there")
-            return int(chosen.run(chosen))
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: _tell(str(message))
+                return int(chosen.run(chosen))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a failure can be told

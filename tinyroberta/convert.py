@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,13 @@ def convert(
     model = models.load(folder, backend="numpy")
     if isinstance(model, EncoderDecoderModel):
         raise Error(f"{folder} holds an encoder-decoder, two models in one: load it and call its save_pretrained instead")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # loading has said it all
+        return _converted(model, folder, destination, dtype, max_shard_size)
+
+
+def _converted(model: Any, folder: Path, destination: Path, dtype: str | None, max_shard_size: int) -> Converted:
+    """Write a folder beside the destination, check it and give it its name."""
     stored = even(model.tensors)
     model = type(model)(model.config, stored, backend="numpy")
     expected = sample(model)

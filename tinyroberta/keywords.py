@@ -29,6 +29,7 @@ HUB: dict[str, tuple[tuple[Any, ...] | None, str]] = {  # where the checkpoint i
     "code_revision": (ANY, ""),
 }
 OTHERS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
+    "config": (OFF, "the from_pretrained of one model's class takes a configuration"),  # load's and a pair's do not
     "low_cpu_mem_usage": (ANY, ""),
     "weights_only": (ANY, ""),  # nothing in a pickle ever runs
     "_fast_init": (ANY, ""),

@@ -11,9 +11,9 @@ from .checkpoint import FORMATS, SUFFIXES, is_weights
 from .safetensors import shard_names
 
 SAFETENSORS = FORMATS[0]
+VOCABULARIES = ("vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "bpe.codes")
 TEXT = (
-    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "bpe.codes", "dict.txt",
+    "tokenizer.json", *VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "dict.txt",
 )  # fmt: skip
 SETTINGS = ("generation_config.json",)
 FILES = ("config.json", *(file for form in FORMATS for file in form.files), *SETTINGS, *TEXT)
