@@ -455,7 +455,7 @@ def arrange(
 ) -> dict[str, Any]:
     """The tree in float32, its dense layers' weights as pack([query, key, value] or [weight], (slices, diagonals)).
 
-    A norm's weight is gain(weight) where products alone read the norm, and may have moved into theirs where `folds` is true.
+    A norm's weight is gain(weight) where products alone read the norm, and may be shared with theirs where `folds` is true.
     """
     converted: dict[int, Array] = {}
 
@@ -501,27 +501,29 @@ READERS = {
 }
 READ_BY_PRODUCTS = tuple((branch, norm) for branch, (norm, _) in READERS.items())
 FOLD_ABOVE = 4.0  # times the root mean square
+LEAST_SHARED = -8  # as a power of two: of a channel that is all but switched off
 
 
 def fold(branch: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
-    """Move a norm's gains and shifts into the weights that read it, where they would make its rows' digits coarse.
+    """Share a norm's outlying gains with the weights that read it: rows and weights then have outliers of their square roots.
 
-    W (g x + b) + c = (W g) x + (W b + c), in float64. A row's digits are relative to its largest number, so a channel that is far
-    larger than the rest takes digits from them all; in a weight it does so too, but there eight products make up for it.
+    W (g x + b) + c = (W s) (g/s x + b/s) + c, exactly, where s is a power of two for each channel, near the square root of its
+    size over the root mean square. A row's digits are steps of its largest number, so a channel that is 60 times larger
+    would take six bits from all others, in the rows or in the weights; shared, it takes three from each.
     """
     norm_name, readers = READERS[name]
     if norm_name not in branch:
         return branch, False
     gain, shift = (np.asarray(branch[norm_name][leaf], np.float64) for leaf in ("weight", "bias"))
     sizes = np.square(gain) + np.square(shift)
-    if not np.isfinite(sizes).all() or sizes.max() <= FOLD_ABOVE**2 * total(sizes)[0] / len(sizes):
+    mean = total(sizes)[0] / len(sizes)
+    if not np.isfinite(sizes).all() or sizes.max() <= FOLD_ABOVE**2 * mean:
         return branch, False
+    s = 2.0 ** np.maximum((np.frexp(sizes / mean)[1] + 1) // 4, LEAST_SHARED)  # log2 would be rounded, not alike everywhere
     branch = {key: dict(value) if isinstance(value, dict) else value for key, value in branch.items()}
-    branch[norm_name] = {"weight": np.ones(len(gain), f), "bias": np.zeros(len(gain), f)}
+    branch[norm_name] = {"weight": (gain / s).astype(f), "bias": (shift / s).astype(f)}
     for reader in readers:
         *above, last = reader.split(".")
         parent = branch[above[0]] if above else branch
-        weight = np.asarray(parent[last]["weight"], np.float64)
-        shifted = parent[last]["bias"] + total(weight * shift)[:, 0]
-        parent[last] = {"weight": (weight * gain).astype(f), "bias": shifted}
+        parent[last] = parent[last] | {"weight": (np.asarray(parent[last]["weight"], np.float64) * s).astype(f)}
     return branch, True
