@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     fill.add_argument("--top-k", type=_positive, default=5, metavar="K", help="how many candidates for each mask (5)")
     fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
-    fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
+    fill.add_argument(
+        "--model", metavar="PATH_OR_REPO", help="a checkpoint's folder, file or Hub repository (the embedded model)"
+    )
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
     fill.add_argument("--backend", help="numba or numpy (numba where it is installed; numpy for the embedded model)")
     fill.set_defaults(run=fill_mask)
