@@ -23,6 +23,7 @@ from .models import (
     classes_of,
 )
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
+from .plan import plan
 from .weights import names
 from .weights.checkpoint import Part, Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
@@ -103,7 +104,7 @@ class EncoderDecoderModel:
         self.generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
         self.projection = None if projection is None else dict(projection)
         self._projection = (
-            None if projection is None else encoder.ops.prepare({"proj": dict(projection)}, encoder.settings)["proj"]
+            None if projection is None else encoder.ops.prepare(plan({"proj": dict(projection)}), encoder.settings)["proj"]
         )
 
     def __repr__(self) -> str:
