@@ -89,7 +89,7 @@ def source(file: str) -> str:
 
 
 def parameters(file: str) -> dict[str, dict[str, Callable[[Any], Any] | None]]:
-    """What each kernel of a file declares, by its parameters' names and in order: what makes a number of its type; None: an array."""
+    """What each kernel of a file declares, in order: by a parameter's name what makes its type of a number, None for an array."""
     code = re.sub("//.*", "", source(file)).replace("\\\n", " ")
     macros = dict(re.findall(r"#define (\w+) +(.*)", code))  # parameters that several kernels have are a macro
     declared = {}
