@@ -1137,8 +1137,8 @@ def test_every_parameter_is_read_as_the_compiler_reads_it(ops: Any) -> None:
         assert declared.keys() == {name.split("<")[0] for name in names}
         kernels = ops.launch._module(file, 0)[0].kernels
         for name in names:
-            read = [next((words[kind] for kind, p in ops.launch.PASSED.items() if p is passed), "P")
-                    for passed in declared[name.split("<")[0]].values()]  # fmt: skip
+            read = [next((words[kind] for kind, made in ops.launch.NUMBERS.items() if made is number), "P")
+                    for number in declared[name.split("<")[0]].values()]  # fmt: skip
             assert read == [word if len(word) == 2 else "P" for word in kernels[name].signature], name
 
 
