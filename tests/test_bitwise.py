@@ -30,7 +30,8 @@ COMPILED = importlib.util.find_spec("numba") is not None
 compiled = pytest.mark.skipif(not COMPILED, reason="no Numba here")
 PATHS: tuple[str, ...] = ()
 if COMPILED:
-    from tinyroberta.backends.numba import llvm, norm, paths
+    from tinyroberta.backends.numba import norm, paths
+    from tinyroberta.backends.numba.machine import features
 
     PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
     numba = load_backend("numba", reproducible=True)
@@ -305,7 +306,7 @@ def test_numba_attention_of_a_cache() -> None:
 
 
 @compiled
-@pytest.mark.skipif(COMPILED and not llvm.FUSED, reason="no fused multiply-add here")
+@pytest.mark.skipif(COMPILED and not features.FUSED, reason="no fused multiply-add here")
 def test_a_fused_multiply_add_would_be_seen() -> None:
     qkv, sequences, _ = attention_case((40,), 2, 16, False, False)
     fused, _ = load_backend("numba").attention(*qkv, sequences, 2)

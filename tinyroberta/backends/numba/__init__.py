@@ -1,12 +1,12 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
-Read gemm.py and slices.py for the products, attention.py, norm.py and elementwise.py for the rest, threads.py for what runs them,
-compiled.py for what keeps them. float32 only: float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has
-the same bits alone and in any batch, any order and with any number of threads; on blas that is up to BLAS. reproducible.py: the
-same bits on every path.
+Read operands.py for what a product reads and products/ for how it is done, then attention/ and norm.py. threads.py runs a kernel,
+compiled.py keeps its machine code, recordings.py plays again what a size of input ran. float32 only: float64 is the NumPy
+backend's. On the paths amx, vnni and fma a text's result has the same bits alone and in any batch, any order and with any number
+of threads; on blas that is up to BLAS. reproducible.py: the same bits on every path.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,11 +19,14 @@ from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
 from ..numpy import relative
-from . import attention as _attention
-from . import attention_bf16, buffers, elementwise, gemm, norm, slices, threads
+from . import activations, cutting, embeddings, norm, threads
+from .attention import bf16, float32
 from .buffers import by_numpy
 from .compiled import keep_promises, warmup
+from .operands import Cut, whole_rows
 from .paths import chosen_path, describe, unit_of
+from .products import blas, cut, fma, outputs
+from .recordings import Prepared, recorded
 from .threads import limited
 
 __all__ = [
@@ -46,14 +49,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Weight(NamedTuple):
-    """A dense layer's weight (O, K) as a unit of gemm.py reads it."""
+    """A dense layer's weight (O, K) as a unit of products/ reads it."""
 
     unit: str
     panels: Array
     scales: Array | None
     cut: tuple[int, int]  # slices and diagonals
     shape: tuple[int, int]
-    gives: int = gemm.FLOATS
+    gives: int = outputs.FLOATS
 
 
 CUTS = bitwise.CUTS | {"medium": ((1, 1), (1, 1))}  # one slice is bf16
@@ -70,7 +73,7 @@ def embed(
     ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Array
 ) -> Array:  # (T,) x3, (V, D), (P, D), (N, D) -> (T, D)
     """As the NumPy backend's."""
-    return elementwise.embed(ids, positions, token_types, word, position, token_type)
+    return embeddings.embed(ids, positions, token_types, word, position, token_type)
 
 
 def layer_norm(x: Array, weight: Array | Gain, bias: Array, eps: float) -> Any:  # (T, D), (D,), (D,) -> (T, D)
@@ -88,15 +91,15 @@ def linear(
     if isinstance(weight, list):
         return _in_pieces(x, weight, bias, name, residual)
     if weight.unit in SLICED:
-        x = x if isinstance(x, norm.Cut) else norm.cut(x, weight.cut[0])
+        x = x if isinstance(x, Cut) else norm.cut(x, weight.cut[0])
         gives = {"gives": weight.gives} if weight.gives else {}
         return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual, **gives)
-    product = gemm.fma_product if weight.unit == "fma" else gemm.blas_product
+    product = fma.fma_product if weight.unit == "fma" else blas.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
 
 # Products of cut rows by a weight's panels, equal to the bit.
-SLICED = {unit: partial(gemm.cut_product, unit) for unit in gemm.CUT_PRODUCTS} | {"digits": gemm.digit_product}
+SLICED = {unit: partial(cut.cut_product, unit) for unit in cut.CUT_PRODUCTS} | {"digits": blas.digit_product}
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
@@ -107,7 +110,7 @@ def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | N
         stop = start + weight.shape[1]
         y = linear(x[:, start:stop], weight, bias if start == 0 else np.zeros_like(bias), residual=y)
         start = stop
-    y = elementwise.activation(y, elementwise.CODES[activation or "linear"])
+    y = activations.activation(y, activations.CODES[activation or "linear"])
     return y if residual is None else y + residual
 
 
@@ -124,13 +127,13 @@ def attention(
     """As the NumPy backend's; of bf16, in heads a multiple of 16 wide, so are its products, and what comes out is cut."""
     given, tiles = (q, k, v, sequences, heads, bias, head_mask, probs), chosen_path() == "amx"
     if q.shape[1] // heads % 16 == 0 and (tiles or q.dtype == bfloat16):
-        return attention_bf16.attention(tiles, *given)
-    return _attention.attention(*given)
+        return bf16.attention(tiles, *given)
+    return float32.attention(*given)
 
 
 def activation(x: Array, name: Activation) -> Array:
     """One of transformers' ACT2FN by name; raises Error for a Python function."""
-    return elementwise.activation(x, elementwise.CODES[_name(name) or "linear"])
+    return activations.activation(x, activations.CODES[_name(name) or "linear"])
 
 
 def _name(activation: Activation | None) -> str | None:
@@ -153,11 +156,11 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
         (each, into), deepest = parts[0].shape, bitwise.DEEPEST
         if into > deepest:
             return [sliced([single(part[:, at : at + deepest]) for part in parts], cut) for at in range(0, into, deepest)]
-        panels, scales = slices.pack_weights(parts, cut[0])
+        panels, scales = cutting.pack_weights(parts, cut[0])
         return Weight(unit, panels, scales, cut, (each * len(parts), into))
 
     def whole(parts: list[Array], cut: tuple[int, int]) -> Weight:
-        weight = gemm.pack_panels(parts) if unit == "fma" else np.concatenate(parts) if len(parts) > 1 else parts[0]
+        weight = fma.pack_panels(parts) if unit == "fma" else np.concatenate(parts) if len(parts) > 1 else parts[0]
         return Weight(unit, weight, None, cut, (len(parts) * len(parts[0]), parts[0].shape[1]))
 
     def gain(weight: Array) -> Any:
@@ -180,7 +183,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
 def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
     """The tree, its weights told to give bf16 to what reads only that: attention, and the feed-forward's second product."""
     tree = {key: between_products(x, key) if isinstance(x, dict) else x for key, x in tree.items()}
-    reader, gives = {"self": ("qkv", gemm.HALVES), "intermediate": ("dense", gemm.BLOCKS)}.get(name, ("", gemm.FLOATS))
+    reader, gives = {"self": ("qkv", outputs.HALVES), "intermediate": ("dense", outputs.BLOCKS)}.get(name, ("", outputs.FLOATS))
     deepest = {"self": 3, "intermediate": 1}.get(name, 0) * bitwise.DEEPEST  # what reads it must not want it in pieces
     held = tree.get(reader, {}).get("weight")
     if isinstance(held, Weight) and held.shape[0] <= deepest and "distance_embedding" not in tree:
@@ -204,82 +207,7 @@ def asarray(x: Any) -> Array:
 
 def to_numpy(x: Any) -> Array:
     """A NumPy array; rows that were cut are put together again."""
-    return norm.whole(x) if isinstance(x, norm.Cut) else x
-
-
-class Playable(NamedTuple):
-    """A recording, its calls in one array, the inputs that they read, and the output."""
-
-    calls: Array
-    inputs: list[Array | None]
-    out: Array
-    recording: buffers.Recording
-
-    def play(self, rows: list[Array | None]) -> Array:
-        for x, new in zip(self.inputs, rows, strict=True):
-            if x is not None:
-                x[:] = new
-        threads.play(self.calls)
-        return self.out.copy()
-
-
-NEW, SEEN, NEVER = "new", "seen", "never"
-
-
-class Prepared(dict[str, Any]):
-    """Weights, with what the last sizes of input ran on them: Playable, or SEEN after one run, or NEVER."""
-
-    def __init__(self, tree: dict[str, Any]) -> None:
-        super().__init__(tree)
-        self.recordings: dict[tuple[Any, ...], Any] = {}
-
-    def __reduce__(self) -> Any:
-        return Prepared, (dict(self),)  # addresses are this process's
-
-
-RECORDED_TOKENS = 1024  # of all sizes that are held
-
-
-def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int, fixed: tuple[Any, ...]) -> Callable[..., Array]:
-    """The encoder `compute`; what a size of input has run is played the third time it comes, without Python in between.
-
-    Of one short text's time Python would take a third, of 1024 tokens' a thirtieth. A size is the lengths of all sequences, and
-    what is `fixed`.
-    """
-
-    def run(*given: Any) -> Array:
-        *rows, sequences = given
-        if len(rows[2]) > RECORDED_TOKENS:
-            return compute(*given)
-        lengths = (np.asarray(x).tobytes() for x in sequences[:3])
-        size = (len(rows[2]), *lengths, sequences.causal, rows[1] is None, threads.thread_limit(), chosen_path(), fixed)
-        known = weights.recordings
-        held = known.pop(size, NEW)  # meanwhile another Python thread does not find it
-        if held == SEEN:
-            held = _record(compute, rows, sequences)
-            last = held.out.copy() if isinstance(held, Playable) else held
-            held = held if isinstance(held, Playable) else NEVER
-        elif isinstance(held, Playable):
-            last = held.play(rows)
-        else:
-            last, held = compute(*given), SEEN if held == NEW else held
-        known[size] = held
-        for oldest in list(known):
-            if sum(tokens for tokens, *_ in list(known)) <= RECORDED_TOKENS:
-                break
-            known.pop(oldest, None)
-        return last
-
-    return run
-
-
-def _record(compute: Callable[..., Array], rows: list[Any], sequences: Sequences) -> "Playable | Array":
-    """What can be played again, with the output of these rows; or the output alone, where not all was kernels."""
-    recording = buffers.Recording()
-    inputs = [None if x is None else np.array(x, np.int64) for x in rows]
-    with buffers.recorded(recording):
-        out = compute(*inputs, sequences)
-    return Playable(np.array(recording.calls, np.int64), inputs, out, recording) if recording.whole else out
+    return whole_rows(x) if isinstance(x, Cut) else x
 
 
 @contextmanager

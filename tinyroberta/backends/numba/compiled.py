@@ -207,7 +207,7 @@ def _file(kernel: Kernel, sources: str = "") -> str:
 
 @cache
 def _sources() -> str:
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "bitwise.py"]
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), Path(__file__).parents[1] / "bitwise.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

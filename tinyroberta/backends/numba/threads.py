@@ -25,22 +25,9 @@ import numpy as np
 from . import buffers
 from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
-from .llvm import (
-    add_word,
-    allocate,
-    allow_cpus,
-    allowed_cpus,
-    call_kernel,
-    free,
-    load_word,
-    pause,
-    read_word,
-    store_word,
-    swap_word,
-    this_cpu,
-    words,
-    write_word,
-)
+from .machine.atomics import add_word, load_word, pause, store_word, swap_word
+from .machine.memory import allocate, free, words
+from .machine.system import allow_cpus, allowed_cpus, call_kernel, read_word, this_cpu, write_word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

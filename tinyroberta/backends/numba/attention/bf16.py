@@ -1,9 +1,9 @@
-"""Attention as attention.py has it, its products of bf16: on tiles, or by dot products.
+"""Attention as float32.py has it, its products of bf16: on tiles, or by dot products.
 
 Queries, keys and values are bf16 as they come, or float32 in three parts, each the rest of those before it: six products of
 parts, the smallest first, are as accurate as float32's, on a unit sixteen times as fast. A block of work is all or some queries
-of one head of one sequence, 32 at a time; keys and values are laid out once for all of them, as gemm.py's operands (slices.py has
-the layouts), K as rows, V^T as rows, what is transposed as panels:
+of one head of one sequence, 32 at a time; keys and values are laid out once for all of them, as operands of a product
+(../operands.py has the layouts), K as rows, V^T as rows, what is transposed as panels:
 
     scores (Sk, 32) = K (Sk, d) (Q / sqrt(d))^T        p = exp(scores - max)        out^T (d, 32) = V^T (d, Sk) p / sum
 
@@ -16,9 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_dtypes import bfloat16
 
-from ..bitwise import LEAST, LOG2_E, SHIFT, ZERO
-from . import amx
-from .attention import (
+from ...bitwise import LEAST, LOG2_E, SHIFT, ZERO
+from ..buffers import reused
+from ..compiled import Kernel, carray, njit
+from ..machine import amx
+from ..machine.bf16 import copy_halves, pair_halves, round_lanes, scale_32, split_lanes, split_pairs
+from ..machine.lanes import Lanes, copy_lanes, exponentials, most_of_columns, scale_lanes, transpose_lanes
+from ..machine.memory import float_of, floats, words
+from ..operands import room
+from ..paths import missing_dots
+from ..products.dots import dot_block
+from ..products.tiles import bf16_tiles
+from ..threads import thread_limit
+from .call import (
     CAUSAL,
     CONFIG,
     GIVEN,
@@ -37,44 +47,17 @@ from .attention import (
     K,
     Q,
     V,
-    add_bias,
     call,
-    exponentiate_by,
-    exponentiate_fused,
-    keep,
     layout,
-    mask_head,
 )
-from .buffers import reused
-from .compiled import Kernel, carray, njit
-from .gemm import bf16_tiles
-from .llvm import (
-    Lanes,
-    copy_halves,
-    copy_lanes,
-    dot_block,
-    exponentials,
-    float_of,
-    floats,
-    most_of_columns,
-    pair_halves,
-    round_lanes,
-    scale_32,
-    scale_lanes,
-    split_lanes,
-    split_pairs,
-    transpose_lanes,
-    words,
-)
-from .norm import room
-from .paths import missing_dots
-from .threads import thread_limit
+from .float32 import exponentiate_fused
+from .scores import add_bias, exponentiate_by, keep, mask_head
 
 BLOCKS_A_THREAD = 4  # at least, where there is as much work: so that no thread waits long for the last
 
 
 class Kind(NamedTuple):
-    """How numbers of a kind become bf16; the functions of llvm.py that do so for 16 of them."""
+    """How numbers of a kind become bf16; the functions of machine/bf16.py that do so for 16 of them."""
 
     size: int  # bytes of one
     parts: int
@@ -102,7 +85,11 @@ def rough_exp(x: Lanes) -> Lanes:
 
 
 HALVES = Kind(2, 1, copy_halves, pair_halves, scale_32("bfloat16", 1), exponentiate_by(exponentials(rough_exp)))
+
+
 FLOATS = Kind(4, 3, split_lanes(3), split_pairs(3), scale_32("float32", 3), exponentiate_fused)
+
+
 ONE = np.float32(1)
 
 
@@ -302,6 +289,8 @@ def _bf16_attention_by_dots(arguments, block, worker):
 
 
 _attention_on_tiles.missing = _bf16_attention_on_tiles.missing = amx.missing
+
+
 _bf16_attention_by_dots.missing = partial(missing_dots, True)
 
 

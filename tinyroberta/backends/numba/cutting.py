@@ -1,4 +1,4 @@
-"""Rows as tiles read them: cut into signed 8-bit slices, or rounded to bf16.
+"""Numbers cut for a product: a row into signed 8-bit digits, or rounded to bf16; a weight as panels of such rows.
 
 A row is scaled to 24-bit integers (16-bit for two slices) and written in signed base-256 digits, x = scale (s0 + s1/256 +
 s2/65536), so that products of digits are exact in int32 (Ozaki et al. 2012; Ootomo et al. 2024). The definition, to the bit:
@@ -8,8 +8,7 @@ s2/65536), so that products of digits are exact in int32 (Ozaki et al. 2012; Oot
     s2, N = N mod 256 in -128..127, (N - s2) / 256, and so on; s0 is what is left
     scale = 256^(slices - 1) / gain      NaN for a row that is not finite
 
-Layout, "blocks": (T/16, K/unit, slices, 16, 64) bytes, unit = 64 values a tile row, or 32 of bf16 (slices = 1, no scale).
-Layout, "panels", for weights (O, K): (O/32, K/unit, slices, 2, 16, 16, 4) bytes: 32 outputs as two tiles of 16 x (16 x 4 bytes).
+operands.py has the layouts.
 """
 
 import math
@@ -18,13 +17,14 @@ import numpy as np
 
 from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
-from .llvm import allocate, bits_of, bytes_, float_of, floats, free, integers, round_lanes, words
+from .machine.bf16 import round_lanes
+from .machine.memory import allocate, bits_of, bytes_, float_of, floats, free, integers, words
+from .operands import PANEL
 from .threads import parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
 NAN = np.float32(math.nan)
-PANEL = 32  # outputs a panel
 
 
 @njit(error_model="numpy")

@@ -1,4 +1,4 @@
-"""Activations on float32 numbers, 16 at a time: the functions of backends/bitwise.py, run on registers (llvm.Lanes).
+"""Activations on float32 numbers, 16 at a time: the functions of backends/bitwise.py, run on registers (machine/lanes.py).
 
 Without fused multiply-adds, so that a number's result is the same in every lane, on every machine and in NumPy. Bounds, over all
 float32 arguments (tests/test_bitwise.py):
@@ -9,44 +9,20 @@ float32 arguments (tests/test_bitwise.py):
     log1p(x), 0 to 1    relative 2.5e-7
 """
 
-from types import FunctionType
-from typing import Any
-
 import numpy as np
 
 from .. import bitwise
-from .buffers import by_numpy, contiguous, reused
+from .buffers import contiguous, reused
 from .compiled import Kernel, carray, njit
-from .llvm import Lanes, allocate, floats, free, lanes_of, words
+from .machine.lanes import lanes_of
+from .machine.memory import allocate, floats, free, words
 from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
-
 KINDS = ("identity", "gelu", "gelu_10", "gelu_new", "gelu_fast", "hardswish", "laplace", "leaky_relu", "mish", "quick_gelu",
          "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "tanh")  # fmt: skip
 CODES = {name: KINDS.index(function.__name__) for name, function in bitwise.ACTIVATIONS.items()}
 NONE = CODES["linear"]
-
-
-# Functions of bitwise.py of 16 numbers at a time: they find whatever they name here.
-OF_LANES: dict[str, Any] = {name: value for name, value in vars(bitwise).items() if isinstance(value, np.float32 | tuple)}
-OF_LANES |= {
-    "where": lambda condition, a, b: (a if isinstance(a, Lanes) else b).where(condition, a, b),
-    "power": Lanes.power,
-    "root": Lanes.root,
-    "fused": Lanes.fused,
-}
-
-
-def of_lanes(function):
-    """A function of backends/bitwise.py, or one that is written like those, on Lanes."""
-    OF_LANES[function.__name__] = FunctionType(function.__code__, OF_LANES, function.__name__)
-    return OF_LANES[function.__name__]
-
-
-for _name in ("exp", "erf", "log1p", "clip", "sigmoid", "softplus", "gelu_tanh", *KINDS):
-    of_lanes(getattr(bitwise, _name))
-
 PHI_POLYNOMIAL = tuple(map(np.float32, (
     0.0027057330737802615, -0.0061959747169267835, 0.007317668680711202, -0.01314275269766987, 0.025363911897125356,
     -0.0391609631666828, 0.05576637338519794, -0.08146339403812533, 0.16785701663020908,
@@ -56,7 +32,7 @@ SIDE, PHI_FOLD = np.float32(4.2), np.float32(2 / 4.2**2)
 
 def rough_gelu(x):
     """gelu for what is then rounded to bf16: Phi is a polynomial up to 4.2, and off by at most what lies beyond, 1.4e-5."""
-    y = OF_LANES["clip"](x, -SIDE, SIDE)
+    y = bitwise.clip(x, -SIDE, SIDE)
     u = (y * y).fused(PHI_FOLD, -bitwise.ONE)
     p = u.fused(PHI_POLYNOMIAL[0], PHI_POLYNOMIAL[1])
     for c in PHI_POLYNOMIAL[2:]:
@@ -64,7 +40,7 @@ def rough_gelu(x):
     return x * y.fused(p, bitwise.HALF)
 
 
-activate_all = lanes_of([*(OF_LANES[name] for name in KINDS), rough_gelu])
+activate_all = lanes_of([*(getattr(bitwise, name) for name in KINDS), rough_gelu])
 GELU, ROUGH_GELU = KINDS.index("gelu"), len(KINDS)
 
 
@@ -104,33 +80,6 @@ def activation(x, kind):  # float32, any shape -> the same
 
 
 @Kernel
-def _embed(arguments, block, worker):
-    """A block is 16 rows: the word's row (or the vector given for it), plus the segment's, plus the position's."""
-    given = carray(words(arguments), 10)
-    T, D = given[7], given[8]
-    word_of, position_of, type_of = carray(words(given[1]), T), carray(words(given[3]), T), carray(words(given[5]), T)
-    out = carray(floats(given[9]), (T, D))
-    for t in range(block * 16, min(block * 16 + 16, T)):
-        w = carray(floats(given[0] + 4 * D * (word_of[t] if given[1] else t)), D)
-        s = carray(floats(given[4] + 4 * D * type_of[t]), D)
-        row = out[t]
-        for j in range(D):
-            row[j] = w[j] + s[j]
-        if given[2]:
-            p = carray(floats(given[2] + 4 * D * position_of[t]), D)
-            for j in range(D):
-                row[j] += p[j]
-
-
-def embed(ids, positions, token_types, word, position, token_type):
-    if ids.ndim == 1 and word.dtype != np.float32:
-        by_numpy()
-        ids = word[ids]
-    vectors = ids.ndim == 2
-    T, D = len(ids), token_type.shape[1]
-    out = reused((T, D), np.float32)
-    table = contiguous(ids, np.float32) if vectors else word
-    where = [None if x is None else contiguous(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
-    places = None if positions is None else position
-    parallel(_embed, -(-T // 16), table, where[0], places, where[1], token_type, where[2], 0, T, D, out)
-    return out
+def activate_block(arguments, count, kind):
+    """Not a loop's kernel: count float32 at an address, so that the activations are compiled once, not into every product."""
+    activate(arguments, count, kind)

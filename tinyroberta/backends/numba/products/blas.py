@@ -1,0 +1,55 @@
+"""Products by NumPy's BLAS, of float32 or of digits, and what a kernel does with them afterwards."""
+
+import numpy as np
+
+from ... import bitwise
+from ..activations import CODES, NONE, activate_block
+from ..buffers import by_numpy
+from ..compiled import Kernel, carray
+from ..machine.memory import floats, words
+from ..machine.system import call_kernel
+from ..threads import parallel
+
+
+def blas_product(x, weight, O, bias, activation, residual):
+    """(T, K), (O, K) float32 -> (T, O), by NumPy's BLAS."""
+    return _finished(np.matmul(x, weight.T, dtype=np.float32), bias, activation, residual)
+
+
+def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
+    """As cut_product, its digits multiplied by NumPy's BLAS: exact too, so equal to the bit, and slow."""
+    (T, K), slices = x.shape, x.slices
+    rows = x.blocks.transpose(2, 0, 3, 1, 4).reshape(slices, len(x.scales), -1)
+    columns = weight.reshape(*weight.shape[:3], 2, 16, 16, 4).transpose(2, 0, 3, 5, 1, 4, 6).reshape(slices, len(scales), -1)
+    y = bitwise.sliced_product(rows[:, :T, :K], x.scales[:T], columns[:, :O, :K], scales[:O], diagonals)
+    return _finished(y, bias, activation, residual)
+
+
+def _finished(y, bias, activation, residual):
+    """Bias, activation and residual, in place."""
+    by_numpy()
+    kind, stride = CODES[activation or "linear"], 0
+    if residual is not None:
+        residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
+        stride = residual.strides[0] // 4
+    activate_at = activate_block.address if kind != NONE else 0
+    parallel(_finish, -(-len(y) // 16), y, bias, residual, stride, len(y), y.shape[1], kind, activate_at)
+    return y
+
+
+@Kernel
+def _finish(arguments, block, worker):
+    """16 rows of a product that BLAS has done, in place."""
+    given = carray(words(arguments), 8)
+    T, O = given[4], given[5]
+    for t in range(block * 16, min(block * 16 + 16, T)):
+        y = carray(floats(given[0] + t * O * 4), O)
+        bias = carray(floats(given[1]), O)
+        for c in range(O):
+            y[c] += bias[c]
+        if given[6]:
+            call_kernel(given[7], given[0] + t * O * 4, O, given[6])
+        if given[2]:
+            residual = carray(floats(given[2] + t * given[3] * 4), O)
+            for c in range(O):
+                y[c] += residual[c]

@@ -1,0 +1,229 @@
+"""Products of float32 by multiply-adds in registers, the weight in panels (O/32, K, 32) of float32, bf16 or f16."""
+
+import numpy as np
+from llvmlite import ir
+
+from ..buffers import address, aligned, contiguous
+from ..compiled import Kernel, carray, cgutils, intrinsic, njit, types
+from ..machine.bf16 import widen
+from ..machine.emit import F32, I64, LANES, broadcast, prefetch_line
+from ..machine.features import FEATURES, FUSED
+from ..machine.memory import allocate, floats, free, words
+from ..operands import PANEL
+from ..threads import parallel
+from .launch import run
+from .outputs import CHUNK, GIVEN, SLICES, STEPS, THREADS, X_STRIDE, A, B, O, T, add_bias, deliver, hold_bias
+
+
+def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
+    """An intrinsic: C[r, :] += sum over k of A[r, k] B[k, :], for `rows` rows and 16 `vectors` columns, sums in registers.
+
+    Strides are in floats: C's and B's rows, A's rows and columns; B's numbers may also be bfloat16 or float16, its strides in
+    those. A row's bits do not depend on `rows` or `vectors`. fused: a product and its sum are rounded once. With every k so many
+    cache lines from `ahead` on are fetched, and `ahead` moves by `pace` bytes.
+    """
+    size = 4 if kind == "float32" else 2
+    name = "llvm.fma.v16f32"
+
+    @intrinsic
+    def block(typingctx, c, c_row, a, a_row, a_column, b, b_row, depth, ahead, pace):
+        def codegen(context, builder, signature, args):
+            c, c_row, a, a_row, a_column, b, b_row, depth, ahead, pace = args
+            sums = [[cgutils.alloca_once(builder, LANES) for _ in range(vectors)] for _ in range(rows)]
+            zero = ir.Constant(LANES, [0.0] * 16)
+            for row in sums:
+                for place in row:
+                    builder.store(zero, place)
+
+            def at(base, index, stride, size=4):
+                return builder.add(base, builder.mul(builder.mul(index, stride), I64(size)))
+
+            with cgutils.for_range(builder, depth, intp=I64) as loop:
+                k = loop.index
+                right = at(b, k, b_row, size)
+                loaded = [widen(builder, builder.add(right, I64(16 * size * v)), kind) for v in range(vectors)]
+                left = at(a, k, a_column)
+                for line in range(fetches):
+                    prefetch_line(builder, builder.add(builder.add(ahead, builder.mul(k, pace)), I64(64 * line)))
+                for r in range(rows):
+                    pointer = builder.inttoptr(at(left, a_row, I64(r)), F32.as_pointer())
+                    spread = broadcast(builder, builder.load(pointer, align=4))
+                    for v in range(vectors):
+                        old = builder.load(sums[r][v])
+                        if fused:
+                            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(LANES, [LANES] * 3), name)
+                            new = builder.call(function, [spread, loaded[v], old])
+                        else:
+                            new = builder.fadd(builder.fmul(spread, loaded[v]), old)
+                        builder.store(new, sums[r][v])
+            for r in range(rows):
+                for v in range(vectors):
+                    address = builder.add(at(c, c_row, I64(r)), I64(64 * v))
+                    pointer = builder.inttoptr(address, LANES.as_pointer())
+                    total = builder.fadd(builder.load(pointer, align=4), builder.load(sums[r][v]))
+                    builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), codegen
+
+    return block
+
+
+WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
+ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
+DEPTH = 256  # products that one register sums
+
+
+def multiply_by(fused):
+    """multiply(...): C (rows, columns) += A (rows, depth) B (depth, columns), columns a multiple of 16; strides in floats.
+
+    fused: a product and its sum are rounded once, else each, as backends/bitwise.py has it.
+    """
+    many, one = fma_block(ROWS, VECTORS, fused=fused), fma_block(1, VECTORS, fused=fused)
+    many_16, one_16 = fma_block(ROWS, 1, fused=fused), fma_block(1, 1, fused=fused)
+
+    @njit(error_model="numpy")
+    def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
+        for k in range(0, depth, DEPTH):
+            some = min(DEPTH, depth - k)
+            left, right = a + k * a_column * 4, b + k * b_row * 4
+            for column in range(0, columns, 16 * VECTORS):
+                full = column + 16 * VECTORS <= columns
+                for row in range(0, rows // ROWS * ROWS, ROWS):
+                    place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
+                    if full:
+                        many(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
+                    else:
+                        many_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
+                for row in range(rows // ROWS * ROWS, rows):
+                    place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
+                    if full:
+                        one(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
+                    else:
+                        one_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
+
+    return multiply
+
+
+multiply, multiply_in_order = multiply_by(FUSED), multiply_by(False)
+KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers
+HELD_AS = {np.dtype(name): kind for kind, name in enumerate(("float32", "uint16", "float16"))}
+
+
+def by_panel(kind):
+    """multiply, of rows by a panel (K, 32) of numbers of a kind: y (rows, 32) += x (rows, K) panel.
+
+    The blocks of rows together fetch what comes next, the panel's next numbers or the following panel's first.
+    """
+    many, only, one = (fma_block(rows, VECTORS, kind, fetches=n) for rows, n in ((ROWS, 1), (ROWS, 2), (1, 2)))
+    size = 4 if kind == "float32" else 2
+
+    @njit(error_model="numpy")
+    def multiply(y, rows, x, x_row, panel, depth, following):
+        full = rows // ROWS * ROWS
+        pace = (32 * size - 1) // (max(1, rows // ROWS) * 2 // VECTORS) + 1
+        for k in range(0, depth, DEPTH):
+            some = min(DEPTH, depth - k)
+            ahead = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
+            for column in range(0, 32, 16 * VECTORS):
+                right = panel + (k * 32 + column) * size
+                for row in range(0, full, ROWS):
+                    place, left = y + (row * 32 + column) * 4, x + (row * x_row + k) * 4
+                    if pace > 64:
+                        only(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
+                    else:
+                        many(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
+                    ahead += some * pace
+                for row in range(full, rows):
+                    fetched = pace if row == 0 else 0
+                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead, fetched)
+                    ahead += some * fetched
+
+    return multiply
+
+
+multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind in KINDS)
+
+
+@Kernel
+def _fma_products(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    K, panels, row, kind = given[STEPS], (given[O] + 31) // 32, given[X_STRIDE], given[SLICES]
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
+    bias = allocate((last - first + 1) * 128)
+    y, x, right = bias + 128, given[A] + first * row * 4, given[B] + panel * K * (64 if kind else 128)
+    sums = carray(floats(y), (last - first) * 32)
+    for i in range(len(sums)):
+        sums[i] = np.float32(0)
+    following = panel + given[THREADS]
+    following = given[B] + following * K * (64 if kind else 128) if following < panels else right
+    hold_bias(bias, given, panel)
+    if kind == 0:
+        multiply_float32(y, last - first, x, row, right, K, following)
+    elif kind == 1:
+        multiply_bfloat16(y, last - first, x, row, right, K, following)
+    else:
+        multiply_float16(y, last - first, x, row, right, K, following)
+    add_bias(y, last - first, bias)
+    deliver(y, last - first, given, first, panel)
+    free(bias)
+
+
+def fma_product(x, weight, O, bias, activation, residual):
+    """(T, K) float32 and panels (O/32, K, 32) of float32, float16, or bfloat16 as uint16 -> (T, O) float32."""
+    T, K = x.shape
+    if x.dtype != np.float32 or x.strides[1] != 4:
+        x = contiguous(x, np.float32)
+    chunk = max(1, min(T, 128))
+    chunks = (chunk, -(-T // chunk))
+    stride = x.strides[0] // 4
+    cut = HELD_AS[weight.dtype], 0, None
+    return run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
+
+
+@Kernel
+def _pack_panels(arguments, block, worker):
+    """A block is a panel: 32 rows side by side, 16 columns at a time, so that what is written stays in the first-level cache."""
+    given = carray(words(arguments), 5)
+    each, O, K = given[1], given[2], given[3]
+    parts, panel = carray(words(given[0]), O // each), carray(floats(given[4] + block * K * 128), (K, 32))
+    for start in range(0, K, 16):
+        stop = min(start + 16, K)
+        for c in range(32):
+            o = block * 32 + c
+            if o < O:
+                row = carray(floats(parts[o // each] + o % each * K * 4), K)
+                for k in range(start, stop):
+                    panel[k, c] = row[k]
+            else:
+                for k in range(start, stop):
+                    panel[k, c] = np.float32(0)
+
+
+def pack_panels(parts):  # P x (O/P, K) float32 -> (O/32, K, 32)
+    """A weight, given in parts of the same shape, as panels for fma_product, in half the bytes where that loses nothing."""
+    (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
+    O = each * len(parts)
+    panels = aligned((-(-O // PANEL), K, PANEL), np.float32)
+    parallel(_pack_panels, len(panels), places, each, O, K, panels)
+    for halved in (_as_bf16, _as_f16):
+        if halved(panels[:1]) is not None and (half := halved(panels)) is not None:
+            return half
+    return panels
+
+
+def _as_bf16(x):
+    bits = x.view(np.uint32)
+    if (bits & 0xFFFF).any():
+        return None
+    half = aligned(x.shape, np.uint16)
+    half[:] = bits >> 16
+    return half
+
+
+def _as_f16(x):
+    half = aligned(x.shape, np.float16)
+    with np.errstate(over="ignore"):
+        half[:] = x
+    return half if np.array_equal(half, x) else None

@@ -1,0 +1,183 @@
+"""Products on the CPU's tile unit (AMX): of digits in int32, of bf16 in float32."""
+
+from ..compiled import Kernel, carray, njit
+from ..machine import amx
+from ..machine.memory import allocate, free, prefetch, words
+from .outputs import CHUNK, CONFIG, GIVEN, SLICES, STEPS, THREADS, A, B, O, T, add_bias, deliver, hold_bias
+from .sums import combine, diagonals_of
+
+zero_0, zero_1, zero_2, zero_3, zero_4, zero_5, zero_6, zero_7 = (amx.zero(t) for t in range(8))
+store_0, store_1, store_2, store_3, store_4, store_5 = (amx.store(t) for t in range(6))
+load_4, load_5, load_6, load_7 = (amx.load(t) for t in range(4, 8))
+# dot_C of tiles 6 and 7; dot_CAB of others
+dot_0, dot_1, dot_2, dot_3, dot_4, dot_5 = (amx.dot_int8(t, 6, 7) for t in range(6))
+dot_047, dot_147, dot_247, dot_157, dot_257, dot_357, dot_267, dot_367 = (
+    amx.dot_int8(*t) for t in ((0, 4, 7), (1, 4, 7), (2, 4, 7), (1, 5, 7), (2, 5, 7), (3, 5, 7), (2, 6, 7), (3, 6, 7))
+)
+dot_046, dot_246, dot_256, dot_347 = (amx.dot_int8(*t) for t in ((0, 4, 6), (2, 4, 6), (2, 5, 6), (3, 4, 7)))
+half_046, half_147, half_256, half_357 = (amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)))
+
+
+@njit(error_model="numpy")
+def six(s, left, right, steps, ahead, lines):
+    """Slices 3 x 3, diagonals 0 to 2: 16 x 32 sums in tiles 0 to 5."""
+    zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_6(left, 64)
+        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
+        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
+        load_7(right + 4096, 64), dot_4(), load_7(right + 5120, 64), dot_5()
+        load_6(left + 1024, 64)
+        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
+        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
+        load_6(left + 2048, 64)
+        load_7(right, 64), dot_4(), load_7(right + 1024, 64), dot_5()
+        left, right = left + 3072, right + 6144
+    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
+    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+
+
+@njit(error_model="numpy")
+def eight(s, left, right, steps, ahead, lines):
+    """Slices 3 x 3, diagonals 0 to 3: 16 x 16 sums, one half of the panel after the other."""
+    for half in range(2):
+        a, b = left, right + half * 1024
+        zero_0(), zero_1(), zero_2(), zero_3()
+        for _ in range(steps):
+            if half == 0:
+                for line in range(lines):
+                    prefetch(ahead + line * 64)
+                ahead += lines * 64
+            load_4(a, 64), load_5(a + 1024, 64), load_6(a + 2048, 64)
+            load_7(b, 64), dot_047(), dot_157(), dot_267()
+            load_7(b + 2048, 64), dot_147(), dot_257(), dot_367()
+            load_7(b + 4096, 64), dot_247(), dot_357()
+            a, b = a + 3072, b + 6144
+        p = s + half * 64
+        store_0(p, 512), store_1(p + 128, 512), store_2(p + 256, 512), store_3(p + 384, 512)
+
+
+@njit(error_model="numpy")
+def three(s, left, right, steps, ahead, lines):
+    """Slices 2 x 2, diagonals 0 and 1."""
+    zero_0(), zero_1(), zero_2(), zero_3()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_4(left, 64), load_5(left + 1024, 64)
+        load_6(right, 64), dot_046(), dot_256(), load_7(right + 1024, 64), dot_147(), dot_357()
+        load_6(right + 2048, 64), dot_246(), load_7(right + 3072, 64), dot_347()
+        left, right = left + 2048, right + 4096
+    store_0(s, 256), store_1(s + 64, 256), store_2(s + 128, 256), store_3(s + 192, 256)
+
+
+@njit(error_model="numpy")
+def four(s, left, right, steps, ahead, lines):
+    """Slices 2 x 2, all of them: diagonals 0 to 2."""
+    zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
+    for _ in range(steps):
+        for line in range(lines):
+            prefetch(ahead + line * 64)
+        ahead += lines * 64
+        load_6(left, 64)
+        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
+        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
+        load_6(left + 1024, 64)
+        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
+        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
+        left, right = left + 2048, right + 4096
+    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
+    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+
+
+@Kernel
+def _sliced_products(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    steps, panels, slices = given[STEPS], (given[O] + 31) // 32, given[SLICES]
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    size = steps * slices * 2048
+    following = panel + given[THREADS]
+    lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
+    ahead = given[B] + following * size
+    memory = allocate(8192 + 2048 + 128 + 64)
+    s = (memory + 63) // 64 * 64
+    y, bias = s + 8192, s + 8192 + 2048
+    hold_bias(bias, given, panel)
+    amx.configure(given[CONFIG])
+    for rows in range(first, last):
+        left, right, diagonals = given[A] + rows * steps * slices * 1024, given[B] + panel * size, diagonals_of(given, rows)
+        if slices == 3 and diagonals == 3:
+            six(s, left, right, steps, ahead, lines)
+        elif slices == 3:
+            eight(s, left, right, steps, ahead, lines)
+        elif diagonals == 2:
+            three(s, left, right, steps, ahead, lines)
+        else:
+            four(s, left, right, steps, ahead, lines)
+        ahead += lines * 64 * steps
+        combine(s, diagonals, given, rows, panel, 16, bias, y)
+        deliver(y, 16, given, rows * 16, panel)
+    amx.release()
+    free(memory)
+
+
+@njit(error_model="numpy")
+def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, right_apart):
+    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is.
+
+    Of operands in parts, so many bytes apart, the products i + j < parts, the smallest first.
+    """
+    zero_0(), zero_1(), zero_2(), zero_3()
+    for diagonal in range(parts - 1, -1, -1):
+        for i in range(diagonal + 1):
+            a, b = left + i * left_apart, right + (diagonal - i) * right_apart
+            if below:
+                c = below + i * left_apart
+                for _ in range(steps):
+                    for line in range(lines):
+                        prefetch(ahead + line * 64)
+                    ahead += lines * 64
+                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
+                    load_5(c, 64), half_256(), half_357()
+                    a, b, c = a + 1024, b + 2048, c + 1024
+            else:
+                for _ in range(steps):
+                    for line in range(lines):
+                        prefetch(ahead + line * 64)
+                    ahead += lines * 64
+                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
+                    a, b = a + 1024, b + 2048
+    store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
+
+
+@Kernel
+def _bf16_products(arguments, block, worker):
+    given = carray(words(arguments), GIVEN)
+    steps, panels = given[STEPS], (given[O] + 31) // 32
+    chunk, panel = block // panels, block % panels
+    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    size = steps * 2048
+    following = panel + given[THREADS]
+    lines = 31 // ((last - first + 1) // 2) + 1 if following < panels else 0
+    ahead = given[B] + following * size
+    memory = allocate(4096 + 128 + 64)
+    s = (memory + 63) // 64 * 64
+    hold_bias(s + 4096, given, panel)
+    amx.configure(given[CONFIG])
+    for rows in range(first, last, 2):
+        left = given[A] + rows * steps * 1024
+        below = left + steps * 1024 if rows + 1 < last else 0
+        bf16_tiles(s, left, below, given[B] + panel * size, steps, ahead, lines, 1, 0, 0)
+        ahead += lines * 64 * steps
+        add_bias(s, 32, s + 4096)
+        deliver(s, 32, given, rows * 16, panel)
+    amx.release()
+    free(memory)
+
+
+_sliced_products.missing = _bf16_products.missing = amx.missing
