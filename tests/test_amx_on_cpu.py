@@ -388,12 +388,10 @@ def test_the_numba_backend_on_avx2() -> None:
 
 
 ASSEMBLY = """
-from numba import cfunc
 from tinyroberta.backends.numba import compiled
 from tinyroberta.backends.numba.products import fma
-compiled.keep_promises()
-made = cfunc("void(int64, int64, int64)", error_model="numpy")(fma._fma_products.function)
-print(made._library.get_asm_str())
+dispatcher, kinds = compiled.dispatcher_of(fma._fma_products)
+print(dispatcher.inspect_asm(kinds))
 """
 
 

@@ -9,13 +9,16 @@ float32 arguments (tests/test_bitwise.py):
     log1p(x), 0 to 1    relative 2.5e-7
 """
 
+from functools import partial
+
 import numpy as np
 
 from .. import bitwise
+from .arguments import Fields
 from .buffers import contiguous, reused
 from .compiled import Kernel, carray, njit
 from .machine.lanes import lanes_of
-from .machine.memory import allocate, floats, free, words
+from .machine.memory import allocate, floats, free
 from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
@@ -60,26 +63,24 @@ def activate(x, n, kind):
         free(memory)
 
 
-@Kernel
-def _activation(arguments, block, worker):
-    given = carray(words(arguments), 4)
-    n, kind = given[2], given[3]
+@partial(Kernel, fields=Fields("x", "y", "n", "kind"))
+def _activation(given, block, worker):
     start = block * BLOCK
-    stop = min(start + BLOCK, n)
-    x, y = carray(floats(given[0]), n)[start:stop], carray(floats(given[1]), n)[start:stop]
+    stop = min(start + BLOCK, given.n)
+    x, y = carray(floats(given.x), given.n)[start:stop], carray(floats(given.y), given.n)[start:stop]
     for i in range(stop - start):
         y[i] = x[i]
-    activate(given[1] + start * 4, stop - start, kind)
+    activate(given.y + start * 4, stop - start, given.kind)
 
 
 def activation(x, kind):  # float32, any shape -> the same
     x = contiguous(x, np.float32)
     y = reused(x.shape, np.float32)
-    parallel(_activation, -(-x.size // BLOCK), x, y, x.size, kind)
+    parallel(_activation, -(-x.size // BLOCK), x=x, y=y, n=x.size, kind=kind)
     return y
 
 
 @Kernel
-def activate_block(arguments, count, kind):
-    """Not a loop's kernel: count float32 at an address, so that the activations are compiled once, not into every product."""
-    activate(arguments, count, kind)
+def activate_block(x, n, kind):
+    """Not a loop's kernel: n float32 at an address, so that the activations are compiled once, not into every product."""
+    activate(x, n, kind)

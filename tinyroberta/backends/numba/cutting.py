@@ -12,9 +12,11 @@ operands.py has the layouts.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
+from .arguments import Fields
 from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .machine.bf16 import round_lanes
@@ -92,12 +94,11 @@ def write_row(x, slices, block, steps, row):
     return cut_row(carray(floats(x), steps * 64), slices, place, steps)
 
 
-@Kernel
-def _pack_weights(arguments, block, worker):
+@partial(Kernel, fields=Fields("parts", "each", "O", "K", "slices", "steps", "panels", "scales"))
+def _pack_weights(given, block, worker):
     """A block is a panel: 32 rows of the weight, cut, then 4-byte groups transposed within each tile."""
-    given = carray(words(arguments), 8)
-    each, O, K, slices, steps, panels, scales = given[1], given[2], given[3], given[4], given[5], given[6], given[7]
-    parts = carray(words(given[0]), O // each)
+    each, O, K, slices, steps = given.each, given.O, given.K, given.slices, given.steps
+    parts = carray(words(given.parts), O // each)
     unit = 32 if slices == 1 else 64
     size = steps * slices * 1024
     memory = allocate(2 * size + steps * unit * 4 + 64)
@@ -105,7 +106,7 @@ def _pack_weights(arguments, block, worker):
     row = carray(floats(start + 2 * size), steps * unit)
     for j in range(K, steps * unit):
         row[j] = np.float32(0)
-    scale = carray(floats(scales + block * 128), 32)
+    scale = carray(floats(given.scales + block * 128), 32)
     for c in range(32):
         o = block * 32 + c
         if o < O:
@@ -119,7 +120,7 @@ def _pack_weights(arguments, block, worker):
     for tile in range(steps * slices):
         for half in range(2):
             source = carray(integers(start + half * size + tile * 1024), (16, 16))
-            target = carray(integers(panels + ((block * steps * slices + tile) * 2 + half) * 1024), (16, 16))
+            target = carray(integers(given.panels + ((block * steps * slices + tile) * 2 + half) * 1024), (16, 16))
             for r in range(16):
                 for c in range(16):
                     target[r, c] = source[c, r]
@@ -132,5 +133,6 @@ def pack_weights(parts, slices):  # P x (O/P, K) float32 -> panels, (O/32 * 32,)
     O, steps = each * len(parts), -(-K // (32 if slices == 1 else 64))
     count = -(-O // PANEL)
     panels, scales = aligned((count, steps, slices, 2048), np.int8), aligned((count * PANEL,), np.float32)
-    parallel(_pack_weights, count, places, each, O, K, slices, steps, panels, scales)
+    shape = {"each": each, "O": O, "K": K, "slices": slices, "steps": steps}
+    parallel(_pack_weights, count, parts=places, panels=panels, scales=scales, **shape)
     return panels, scales

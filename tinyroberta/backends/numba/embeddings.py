@@ -1,28 +1,31 @@
 """Rows of tables, added up: a word's (or the vector given for it), its segment's, its position's."""
 
+from functools import partial
+
 import numpy as np
 
+from .arguments import Fields
 from .buffers import by_numpy, contiguous, reused
 from .compiled import Kernel, carray
 from .machine.memory import floats, words
 from .threads import parallel
 
 
-@Kernel
-def _embed(arguments, block, worker):
-    """A block is 16 rows: the word's row (or the vector given for it), plus the segment's, plus the position's."""
-    given = carray(words(arguments), 10)
-    T, D = given[7], given[8]
-    word_of, position_of, type_of = carray(words(given[1]), T), carray(words(given[3]), T), carray(words(given[5]), T)
-    out = carray(floats(given[9]), (T, D))
+@partial(Kernel, fields=Fields("word", "word_ids", "position", "position_ids", "token_type", "token_type_ids", "T", "D", "out"))
+def _embed(given, block, worker):
+    """A block is 16 rows: the word's (without word_ids, the vector given for it), plus the segment's, plus the position's."""
+    T, D = given.T, given.D
+    word_of, position_of = carray(words(given.word_ids), T), carray(words(given.position_ids), T)
+    type_of = carray(words(given.token_type_ids), T)
+    out = carray(floats(given.out), (T, D))
     for t in range(block * 16, min(block * 16 + 16, T)):
-        w = carray(floats(given[0] + 4 * D * (word_of[t] if given[1] else t)), D)
-        s = carray(floats(given[4] + 4 * D * type_of[t]), D)
+        w = carray(floats(given.word + 4 * D * (word_of[t] if given.word_ids else t)), D)
+        s = carray(floats(given.token_type + 4 * D * type_of[t]), D)
         row = out[t]
         for j in range(D):
             row[j] = w[j] + s[j]
-        if given[2]:
-            p = carray(floats(given[2] + 4 * D * position_of[t]), D)
+        if given.position:
+            p = carray(floats(given.position + 4 * D * position_of[t]), D)
             for j in range(D):
                 row[j] += p[j]
 
@@ -36,6 +39,7 @@ def embed(ids, positions, token_types, word, position, token_type):
     out = reused((T, D), np.float32)
     table = contiguous(ids, np.float32) if vectors else word
     where = [None if x is None else contiguous(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
-    places = None if positions is None else position
-    parallel(_embed, -(-T // 16), table, where[0], places, where[1], token_type, where[2], 0, T, D, out)
+    given = dict(zip(("word_ids", "position_ids", "token_type_ids"), where, strict=True))
+    given |= {"word": table, "position": None if positions is None else position, "token_type": token_type}
+    parallel(_embed, -(-T // 16), T=T, D=D, out=out, **given)
     return out

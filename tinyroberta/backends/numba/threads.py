@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from . import buffers
-from .buffers import address, aligned
+from .arguments import arrays
+from .buffers import aligned
 from .compiled import Kernel, carray, njit
 from .machine.atomics import add_word, load_word, pause, store_word, swap_word
 from .machine.memory import allocate, free, words
@@ -196,15 +197,14 @@ def _seconds_of_looks(state: int) -> float:
     return time.perf_counter() - start
 
 
-def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads: int | None = None) -> None:
-    """Run kernel(arguments, block, worker) for every block; values are arrays (their addresses are passed; None: 0) and integers.
-
-    A worker is below `thread_limit()`, or below `threads` where that is given.
-    """
-    arguments = np.array([x if isinstance(x, int) else address(x) for x in values], np.int64)
-    count = min(threads or thread_limit(), blocks)
+def parallel(kernel: Kernel, blocks: int, /, **given: Any) -> None:
+    """Run kernel(given, block, worker) for every block, each worker below `thread_limit()`; raises TypeError as Fields.words."""
+    if kernel.fields is None:
+        raise TypeError(f"{kernel.name} has no fields")
+    arguments = np.array(kernel.fields.words(given), np.int64)
+    count = min(thread_limit(), blocks)
     if (recording := buffers.recording()) is not None:
-        recording.add(kernel.address, arguments, blocks, values)
+        recording.add(kernel.address, arguments, blocks, arrays(given))
     pool = _pool()
     if count > 1 and pool.lock.acquire(blocking=False):
         try:

@@ -22,34 +22,13 @@ from ..compiled import Kernel, carray, njit
 from ..machine import amx
 from ..machine.bf16 import copy_halves, pair_halves, round_lanes, scale_32, split_lanes, split_pairs
 from ..machine.lanes import Lanes, copy_lanes, exponentials, most_of_columns, scale_lanes, transpose_lanes
-from ..machine.memory import float_of, floats, words
+from ..machine.memory import floats, words
 from ..operands import room
 from ..paths import missing_dots
 from ..products.dots import dot_block
 from ..products.tiles import bf16_tiles
 from ..threads import thread_limit
-from .call import (
-    CAUSAL,
-    CONFIG,
-    GIVEN,
-    HEADS,
-    KEYS,
-    LENGTHS,
-    OUT,
-    Q_ROW,
-    QUERIES,
-    ROOT,
-    SCRATCH,
-    SIZE,
-    STARTS,
-    TABLE,
-    WIDTH,
-    K,
-    Q,
-    V,
-    call,
-    layout,
-)
+from .call import ATTENTION, QUERIES, call, layout
 from .float32 import exponentiate_fused
 from .scores import add_bias, exponentiate_by, keep, mask_head
 
@@ -206,16 +185,15 @@ def by(multiply, kind):
     size, parts, exponentiate = kind.size, kind.parts, kind.exponentiate
 
     @njit(error_model="numpy")
-    def attend(arguments, block, worker):
-        g = carray(words(arguments), GIVEN)
-        heads, d = g[HEADS], g[WIDTH]
-        b, h, begin, end = carray(words(g[TABLE] + block * 32), 4)
-        start, stop = carray(words(g[STARTS] + b * 8), 2)
-        key, Sk = carray(words(g[KEYS] + b * 8), 1)[0], carray(words(g[LENGTHS] + b * 8), 1)[0]
-        past, root = Sk - (stop - start), float_of(np.int32(g[ROOT]))
+    def attend(given, block, worker):
+        heads, d = given.heads, given.width
+        b, h, begin, end = carray(words(given.table + block * 32), 4)
+        start, stop = carray(words(given.starts + b * 8), 2)
+        key, Sk = carray(words(given.first_keys + b * 8), 1)[0], carray(words(given.lengths + b * 8), 1)[0]
+        past, root = Sk - (stop - start), given.root
         wide, deep = (d + 31) // 32, (Sk + 31) // 32  # steps of the two products
 
-        turned = g[SCRATCH] + worker * g[SIZE]
+        turned = given.scratch + worker * given.size
         of_q, of_k, of_v, of_p, zeros, most, queries, y, k, v, scores, panel, _ = places_in(turned, d, Sk, parts)
         nothing = carray(floats(zeros), 16)
         for c in range(16):
@@ -223,25 +201,25 @@ def by(multiply, kind):
         totals_at = most + QUERIES * 4
         totals = carray(floats(totals_at), QUERIES)
 
-        keys = g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * size
-        values = g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * size
-        lay_keys(keys, g[K + 3], Sk, d, k, of_k, zeros)
-        lay_values(values, g[V + 3], Sk, d, v, of_v, zeros, turned)
+        keys = given.k.at + (b * given.k.sequence + h * given.k.head + key * given.k.row) * size
+        values = given.v.at + (b * given.v.sequence + h * given.v.head + key * given.v.row) * size
+        lay_keys(keys, given.k.row, Sk, d, k, of_k, zeros)
+        lay_values(values, given.v.row, Sk, d, v, of_v, zeros, turned)
         for first in range(begin, end, QUERIES):
             n = min(QUERIES, end - first)
-            seen = min(Sk, past + first + n) if g[CAUSAL] else Sk
+            seen = min(Sk, past + first + n) if given.causal else Sk
             p = carray(floats(scores), (seen, QUERIES))
-            rows = g[Q] + ((start + first) * g[Q_ROW] + h * d) * size
-            lay_queries(rows, g[Q_ROW], n, d, root, queries, of_q, zeros, turned)
+            rows = given.q + ((start + first) * given.q_row + h * d) * size
+            lay_queries(rows, given.q_row, n, d, root, queries, of_q, zeros, turned)
             multiply(scores, k, (seen + 15) // 16, wide * 1024, of_k, queries, wide, of_q)
-            add_bias(g, p, b, h, first, n, past)
+            add_bias(given, p, b, h, first, n, past)
             most_of_columns(scores, seen, most)
             exponentiate(scores, seen, most, totals_at)
-            mask_head(g, p, b, h, first, n)
-            keep(g, p, totals, b, h, first, n, stop - start, Sk)
+            mask_head(given, p, b, h, first, n)
+            keep(given, p, totals, b, h, first, n, stop - start, Sk)
             lay_probabilities(scores, seen, panel, of_p, zeros)
             multiply(y, v, d // 16, deep * 1024, of_v, panel, (seen + 31) // 32, of_p)
-            deliver(y, totals_at, n, d, start + first, h * d, heads * d, parts > 1, g[OUT], turned)
+            deliver(y, totals_at, n, d, start + first, h * d, heads * d, parts > 1, given.out, turned)
 
     return attend
 
@@ -269,23 +247,23 @@ def by_dots(out, left, blocks, stride, left_apart, right, steps, right_apart):
 floats_on_tiles, halves_on_tiles, halves_by_dots = by(on_tiles(3), FLOATS), by(on_tiles(1), HALVES), by(by_dots, HALVES)
 
 
-@Kernel
-def _attention_on_tiles(arguments, block, worker):
-    amx.configure(carray(words(arguments), GIVEN)[CONFIG])
-    floats_on_tiles(arguments, block, worker)
+@partial(Kernel, fields=ATTENTION)
+def _attention_on_tiles(given, block, worker):
+    amx.configure(given.config)
+    floats_on_tiles(given, block, worker)
     amx.release()
 
 
-@Kernel
-def _bf16_attention_on_tiles(arguments, block, worker):
-    amx.configure(carray(words(arguments), GIVEN)[CONFIG])
-    halves_on_tiles(arguments, block, worker)
+@partial(Kernel, fields=ATTENTION)
+def _bf16_attention_on_tiles(given, block, worker):
+    amx.configure(given.config)
+    halves_on_tiles(given, block, worker)
     amx.release()
 
 
-@Kernel
-def _bf16_attention_by_dots(arguments, block, worker):
-    halves_by_dots(arguments, block, worker)
+@partial(Kernel, fields=ATTENTION)
+def _bf16_attention_by_dots(given, block, worker):
+    halves_by_dots(given, block, worker)
 
 
 _attention_on_tiles.missing = _bf16_attention_on_tiles.missing = amx.missing

@@ -6,29 +6,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arguments import Fields
 from ..buffers import address, contiguous, reused
 from ..machine import amx
 from ..threads import parallel, thread_limit
 
 QUERIES = 32
-# What a kernel is given: addresses and shapes; K and V begin at an address with three strides, the masks with four.
-TABLE, HEADS, WIDTH, CAUSAL, STARTS, KEYS, LENGTHS, ROOT, SCRATCH, SIZE, Q, Q_ROW = range(12)
-K, KEPT, V, OUT, BIAS, HEAD_MASK, CONFIG, GIVEN = 12, 16, 17, 21, 22, 27, 32, 33
+# Keys or values, and a mask: where they begin, and how many numbers it is from one sequence, head, ... to the next.
+ROWS = Fields("at", "sequence", "head", "row")
+MASK = Fields("at", "sequence", "head", "query", "key")
+ATTENTION = Fields(
+    "table", "starts", "first_keys", "lengths",  # _blocks and Layout
+    "heads", "width", "causal", "q", "q_row", "out", "kept",
+    "scratch", "size",  # memory for each thread, so many bytes
+    "config",  # the tiles'
+    root=np.float32, k=ROWS, v=ROWS, bias=MASK, head_mask=MASK,
+)  # fmt: skip
 
 
 def _spread(x):
     """A mask (B or 1, H or 1, Sq or 1, Sk or 1): contiguous, with strides in floats, 0 where it broadcasts."""
     if x is None:
-        return [None, 0, 0, 0, 0]
+        return dict.fromkeys(MASK.kinds, 0)
     x = contiguous(x, np.float32)
-    return [x, *(0 if size == 1 else stride // 4 for size, stride in zip(x.shape, x.strides, strict=True))]
+    strides = (0 if size == 1 else stride // 4 for size, stride in zip(x.shape, x.strides, strict=True))
+    return dict(zip(MASK.kinds, (x, *strides), strict=True))
 
 
 def _places(x, d):
     """Keys or values, (Tk, H d) or a cache (B, H, capacity, d), with strides of sequence, head and row, in numbers."""
-    if x.ndim == 4:
-        return [x, *(stride // x.itemsize for stride in x.strides[:3])]
-    return [x, 0, d, x.strides[0] // x.itemsize]
+    strides = [stride // x.itemsize for stride in x.strides]
+    sequence, head, row = strides[:3] if x.ndim == 4 else (0, d, strides[0])
+    return {"at": x, "sequence": sequence, "head": head, "row": row}
 
 
 class Layout(NamedTuple):
@@ -72,8 +81,10 @@ def call(kernel, dtype, q, k, v, causal, laid, heads, bias, head_mask, probs, qu
     if probs:
         kept = [np.zeros((heads, Sq, Sk), np.float32) for Sq, Sk in zip(np.diff(starts), lengths, strict=True)]
         where = np.array([address(x) for x in kept], np.int64)
-    root, scratch = int(np.float32(1 / math.sqrt(d)).view(np.int32)), reused((thread_limit(), size), np.int8)
-    values = [table, heads, d, int(causal), starts, keys, lengths, root, scratch, size, q, q.strides[0] // q.itemsize]
-    values += [*_places(k, d), where, *_places(v, d), out, *_spread(bias), *_spread(head_mask), amx.CONFIG]
-    parallel(kernel, len(table), *values)
+    given = {"table": table, "starts": starts, "first_keys": keys, "lengths": lengths}
+    given |= {"heads": heads, "width": d, "causal": int(causal), "root": 1 / math.sqrt(d), "out": out, "kept": where}
+    given |= {"q": q, "q_row": q.strides[0] // q.itemsize, "k": _places(k, d), "v": _places(v, d)}
+    given |= {"bias": _spread(bias), "head_mask": _spread(head_mask)}
+    given |= {"scratch": reused((thread_limit(), size), np.int8), "size": size, "config": amx.CONFIG}
+    parallel(kernel, len(table), **given)
     return kept

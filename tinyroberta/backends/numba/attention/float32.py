@@ -9,35 +9,17 @@ Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. What is di
 says, or, in fused multiply-adds, the output.
 """
 
+from functools import partial
+
 import numpy as np
 
 from ...bitwise import EXP_POLYNOMIAL, LEAST, LOG2_E, LOG_2_HIGH, LOG_2_LOW, ONE, SHIFT, ZERO, exp, power
 from ..buffers import reused
 from ..compiled import Kernel, carray, njit
 from ..machine.lanes import exponentials, most_of_columns
-from ..machine.memory import allocate, float_of, floats, free, words
+from ..machine.memory import allocate, floats, free, words
 from ..products.fma import multiply, multiply_in_order
-from .call import (
-    CAUSAL,
-    GIVEN,
-    HEADS,
-    KEYS,
-    LENGTHS,
-    OUT,
-    Q_ROW,
-    QUERIES,
-    ROOT,
-    SCRATCH,
-    SIZE,
-    STARTS,
-    TABLE,
-    WIDTH,
-    K,
-    Q,
-    V,
-    call,
-    layout,
-)
+from .call import ATTENTION, QUERIES, call, layout
 from .scores import add_bias, exponentiate_by, keep, mask_head
 
 
@@ -59,20 +41,19 @@ exponentiate_in_order = exponentiate_by(exponentials(exp))
 
 
 @njit(error_model="numpy")
-def attend(arguments, block, worker, in_order):
+def attend(given, block, worker, in_order):
     """in_order is None or not when this is compiled: only one way to multiply is in the code."""
-    g = carray(words(arguments), GIVEN)
-    table, heads, d, causal = g[TABLE], g[HEADS], g[WIDTH], g[CAUSAL]
+    table, heads, d, causal = given.table, given.heads, given.width, given.causal
     b, h, first, last = carray(words(table + block * 32), 4)
-    start, stop = carray(words(g[STARTS] + b * 8), 2)
-    key, Sk = carray(words(g[KEYS] + b * 8), 1)[0], carray(words(g[LENGTHS] + b * 8), 1)[0]
+    start, stop = carray(words(given.starts + b * 8), 2)
+    key, Sk = carray(words(given.first_keys + b * 8), 1)[0], carray(words(given.lengths + b * 8), 1)[0]
     Sq = stop - start
     n = last - first
     seen = min(Sk, Sk - Sq + first + n) if causal else Sk
     padded = (d + 15) // 16 * 16
-    root = float_of(np.int32(g[ROOT]))
+    root = given.root
 
-    scratch = g[SCRATCH] + worker * g[SIZE]
+    scratch = given.scratch + worker * given.size
     q_at = scratch
     y_at = q_at + padded * QUERIES * 4
     p_at = y_at + padded * QUERIES * 4
@@ -81,7 +62,7 @@ def attend(arguments, block, worker, in_order):
 
     for i in range(QUERIES):
         if i < n:
-            row = carray(floats(g[Q] + ((start + first + i) * g[Q_ROW] + h * d) * 4), d)
+            row = carray(floats(given.q + ((start + first + i) * given.q_row + h * d) * 4), d)
             for c in range(d):
                 q[c, i] = row[c] * root
         else:
@@ -90,14 +71,14 @@ def attend(arguments, block, worker, in_order):
     everything = carray(floats(p_at), seen * QUERIES)
     for i in range(seen * QUERIES):
         everything[i] = np.float32(0)
-    k_at = g[K] + (b * g[K + 1] + h * g[K + 2] + key * g[K + 3]) * 4
+    k_at = given.k.at + (b * given.k.sequence + h * given.k.head + key * given.k.row) * 4
     if in_order is None:
-        multiply(p_at, QUERIES, seen, QUERIES, k_at, g[K + 3], 1, q_at, QUERIES, d)
+        multiply(p_at, QUERIES, seen, QUERIES, k_at, given.k.row, 1, q_at, QUERIES, d)
     else:
-        multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, g[K + 3], 1, q_at, QUERIES, d)
+        multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, given.k.row, 1, q_at, QUERIES, d)
 
     memory = allocate(2 * QUERIES * 4)
-    add_bias(g, p, b, h, first, n, Sk - Sq)
+    add_bias(given, p, b, h, first, n, Sk - Sq)
     most_of_columns(p_at, seen, memory)
     if in_order is None:
         exponentiate_fused(p_at, seen, memory, memory + QUERIES * 4)
@@ -111,14 +92,14 @@ def attend(arguments, block, worker, in_order):
                 row[i] *= totals[i]
         for i in range(QUERIES):
             totals[i] = np.float32(1)
-    mask_head(g, p, b, h, first, n)
-    keep(g, p, totals, b, h, first, n, Sq, Sk)
+    mask_head(given, p, b, h, first, n)
+    keep(given, p, totals, b, h, first, n, Sq, Sk)
 
     for i in range(QUERIES):
         row = y[i]
         for c in range(padded):
             row[c] = np.float32(0)
-    values, value_row = g[V] + (b * g[V + 1] + h * g[V + 2] + key * g[V + 3]) * 4, g[V + 3]
+    values, value_row = given.v.at + (b * given.v.sequence + h * given.v.head + key * given.v.row) * 4, given.v.row
     if padded != d:
         copy = carray(floats(v_at), (seen, padded))
         for j in range(seen):
@@ -133,20 +114,20 @@ def attend(arguments, block, worker, in_order):
     else:
         multiply_in_order(y_at, padded, n, padded, p_at, 1, QUERIES, values, value_row, seen)
     for i in range(n):
-        out, row = carray(floats(g[OUT] + ((start + first + i) * heads * d + h * d) * 4), d), y[i]
+        out, row = carray(floats(given.out + ((start + first + i) * heads * d + h * d) * 4), d), y[i]
         for c in range(d):
             out[c] = row[c] * totals[i]
     free(memory)
 
 
-@Kernel
-def _attention(arguments, block, worker):
-    attend(arguments, block, worker, None)
+@partial(Kernel, fields=ATTENTION)
+def _attention(given, block, worker):
+    attend(given, block, worker, None)
 
 
-@Kernel
-def _attention_in_order(arguments, block, worker):
-    attend(arguments, block, worker, True)
+@partial(Kernel, fields=ATTENTION)
+def _attention_in_order(given, block, worker):
+    attend(given, block, worker, True)
 
 
 def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):

@@ -7,7 +7,7 @@ import numpy as np
 from ..compiled import carray, njit
 from ..machine.memory import floats, words
 from ..products.fma import DEPTH
-from .call import BIAS, CAUSAL, HEAD_MASK, KEPT, QUERIES
+from .call import QUERIES
 
 
 def exponentiate_by(exponentials):
@@ -26,40 +26,40 @@ def exponentiate_by(exponentials):
 
 
 @njit(error_model="numpy")
-def place_of(g, mask, b, h, i, j):
+def place_of(mask, b, h, i, j):
     """The address of one number of a mask."""
-    return g[mask] + (b * g[mask + 1] + h * g[mask + 2] + i * g[mask + 3] + j * g[mask + 4]) * 4
+    return mask.at + (b * mask.sequence + h * mask.head + i * mask.query + j * mask.key) * 4
 
 
 @njit(error_model="numpy")
-def add_bias(g, p, b, h, first, n, past):
+def add_bias(given, p, b, h, first, n, past):
     """Onto scores (seen, 32) of n queries from `first` on: the bias; minus infinity where a query must not see a key."""
-    if g[BIAS]:
+    if given.bias.at:
         for j in range(p.shape[0]):
-            bias = place_of(g, BIAS, b, h, first, j)
+            bias = place_of(given.bias, b, h, first, j)
             for i in range(n):
-                p[j, i] += carray(floats(bias + i * g[BIAS + 3] * 4), 1)[0]
-    if g[CAUSAL]:
+                p[j, i] += carray(floats(bias + i * given.bias.query * 4), 1)[0]
+    if given.causal:
         for j in range(max(0, past + first + 1), p.shape[0]):
             for i in range(min(n, j - (past + first))):
                 p[j, i] = np.float32(-math.inf)
 
 
 @njit(error_model="numpy")
-def mask_head(g, p, b, h, first, n):
-    if g[HEAD_MASK]:
+def mask_head(given, p, b, h, first, n):
+    if given.head_mask.at:
         for j in range(p.shape[0]):
-            mask = place_of(g, HEAD_MASK, b, h, first, j)
+            mask = place_of(given.head_mask, b, h, first, j)
             for i in range(n):
-                p[j, i] *= carray(floats(mask + i * g[HEAD_MASK + 3] * 4), 1)[0]
+                p[j, i] *= carray(floats(mask + i * given.head_mask.query * 4), 1)[0]
 
 
 @njit(error_model="numpy")
-def keep(g, p, totals, b, h, first, n, Sq, Sk):
+def keep(given, p, totals, b, h, first, n, Sq, Sk):
     """The probabilities, times what their queries have in `totals`, if they were asked for."""
-    if not g[KEPT]:
+    if not given.kept:
         return
-    kept = carray(floats(carray(words(g[KEPT] + b * 8), 1)[0] + (h * Sq + first) * Sk * 4), (n, Sk))
+    kept = carray(floats(carray(words(given.kept + b * 8), 1)[0] + (h * Sq + first) * Sk * 4), (n, Sk))
     for i in range(n):
         for j in range(p.shape[0]):
             kept[i, j] = p[j, i] * totals[i]

@@ -1,12 +1,15 @@
 """Products by NumPy's BLAS, of float32 or of digits, and what a kernel does with them afterwards."""
 
+from functools import partial
+
 import numpy as np
 
 from ... import bitwise
 from ..activations import CODES, NONE, activate_block
+from ..arguments import Fields
 from ..buffers import by_numpy
 from ..compiled import Kernel, carray
-from ..machine.memory import floats, words
+from ..machine.memory import floats
 from ..machine.system import call_kernel
 from ..threads import parallel
 
@@ -33,23 +36,23 @@ def _finished(y, bias, activation, residual):
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
         stride = residual.strides[0] // 4
     activate_at = activate_block.address if kind != NONE else 0
-    parallel(_finish, -(-len(y) // 16), y, bias, residual, stride, len(y), y.shape[1], kind, activate_at)
+    given = {"T": len(y), "O": y.shape[1], "bias": bias, "residual": residual, "residual_row": stride}
+    parallel(_finish, -(-len(y) // 16), y=y, activation=kind, activate=activate_at, **given)
     return y
 
 
-@Kernel
-def _finish(arguments, block, worker):
+@partial(Kernel, fields=Fields("y", "T", "O", "bias", "activation", "activate", "residual", "residual_row"))
+def _finish(given, block, worker):
     """16 rows of a product that BLAS has done, in place."""
-    given = carray(words(arguments), 8)
-    T, O = given[4], given[5]
+    T, O = given.T, given.O
     for t in range(block * 16, min(block * 16 + 16, T)):
-        y = carray(floats(given[0] + t * O * 4), O)
-        bias = carray(floats(given[1]), O)
+        y = carray(floats(given.y + t * O * 4), O)
+        bias = carray(floats(given.bias), O)
         for c in range(O):
             y[c] += bias[c]
-        if given[6]:
-            call_kernel(given[7], given[0] + t * O * 4, O, given[6])
-        if given[2]:
-            residual = carray(floats(given[2] + t * given[3] * 4), O)
+        if given.activation:
+            call_kernel(given.activate, given.y + t * O * 4, O, given.activation)
+        if given.residual:
+            residual = carray(floats(given.residual + t * given.residual_row * 4), O)
             for c in range(O):
                 y[c] += residual[c]

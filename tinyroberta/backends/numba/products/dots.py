@@ -5,11 +5,11 @@ from functools import partial
 
 from llvmlite import ir
 
-from ..compiled import Kernel, carray, cgutils, intrinsic, njit, types
+from ..compiled import Kernel, cgutils, intrinsic, njit, types
 from ..machine.emit import I32, I64, INTEGERS, LANES, broadcast, load_at, prefetch_line
-from ..machine.memory import allocate, free, words
+from ..machine.memory import allocate, free
 from ..paths import missing_dots
-from .outputs import CHUNK, GIVEN, SLICES, STEPS, THREADS, A, B, O, T, add_bias, deliver, hold_bias
+from .outputs import CUT, add_bias, deliver, hold_bias
 from .sums import combine, diagonals_of
 
 
@@ -88,32 +88,31 @@ dots_34, dots_bf16, only_dots_bf16 = dot_block(2, 3, 4), dot_block(8, 1, 1), dot
 @njit(error_model="numpy")
 def to_fetch(given, first, last, panel, size, height):
     """The panel that this thread will read next, its end, and the pace at which blocks of `height` rows fetch it together."""
-    following = panel + given[THREADS]
-    ahead = given[B] + following * size
-    if following >= (given[O] + 31) // 32:
+    following = panel + given.threads
+    ahead = given.weight + following * size
+    if following >= (given.O + 31) // 32:
         return ahead, ahead, 0
-    blocks = (min(last * 16, given[T]) - first * 16 + height - 1) // height
-    return ahead, ahead + size, (size // (16 * given[STEPS]) - 1) // blocks + 1
+    blocks = (min(last * 16, given.T) - first * 16 + height - 1) // height
+    return ahead, ahead + size, (size // (16 * given.steps) - 1) // blocks + 1
 
 
-@Kernel
-def _sliced_dots(arguments, block, worker):
+@partial(Kernel, fields=CUT)
+def _sliced_dots(given, block, worker):
     """The same sums as the tiles', 4 rows at a time."""
-    given = carray(words(arguments), GIVEN)
-    steps, panels, slices = given[STEPS], (given[O] + 31) // 32, given[SLICES]
+    steps, panels, slices = given.steps, (given.O + 31) // 32, given.slices
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
     memory = allocate(8192 + 2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
     size = steps * slices * 2048
-    y, bias, right = s + 8192, s + 8192 + 2048, given[B] + panel * size
+    y, bias, right = s + 8192, s + 8192 + 2048, given.weight + panel * size
     ahead, end, pace = to_fetch(given, first, last, panel, size, 4)
     pace = min(pace, 64)
     hold_bias(bias, given, panel)
     for rows in range(first, last):
-        height, diagonals = min(16, given[T] - rows * 16), diagonals_of(given, rows)
+        height, diagonals = min(16, given.T - rows * 16), diagonals_of(given, rows)
         for r in range(0, height, 4):
-            sums, left = s + r * diagonals * 128, given[A] + rows * steps * slices * 1024 + r * 64
+            sums, left = s + r * diagonals * 128, given.x + rows * steps * slices * 1024 + r * 64
             pace = pace if ahead < end else 0
             if slices == 3 and diagonals == 3:
                 dots_33(sums, left, right, steps, ahead, pace)
@@ -130,21 +129,20 @@ def _sliced_dots(arguments, block, worker):
     free(memory)
 
 
-@Kernel
-def _bf16_dots(arguments, block, worker):
-    given = carray(words(arguments), GIVEN)
-    steps, panels = given[STEPS], (given[O] + 31) // 32
+@partial(Kernel, fields=CUT)
+def _bf16_dots(given, block, worker):
+    steps, panels = given.steps, (given.O + 31) // 32
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
     memory = allocate(2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
-    right = given[B] + panel * steps * 2048
+    right = given.weight + panel * steps * 2048
     ahead, end, pace = to_fetch(given, first, last, panel, steps * 2048, 8)
     hold_bias(s + 2048, given, panel)
     for rows in range(first, last):
-        height = min(16, given[T] - rows * 16)
+        height = min(16, given.T - rows * 16)
         for r in range(0, height, 8):
-            left, pace = given[A] + rows * steps * 1024 + r * 64, pace if ahead < end else 0
+            left, pace = given.x + rows * steps * 1024 + r * 64, pace if ahead < end else 0
             if pace > 64:
                 only_dots_bf16(s + r * 128, left, right, steps, ahead, pace)
             else:

@@ -1,8 +1,11 @@
 """Products of float32 by multiply-adds in registers, the weight in panels (O/32, K, 32) of float32, bf16 or f16."""
 
+from functools import partial
+
 import numpy as np
 from llvmlite import ir
 
+from ..arguments import Fields
 from ..buffers import address, aligned, contiguous
 from ..compiled import Kernel, carray, cgutils, intrinsic, njit, types
 from ..machine.bf16 import widen
@@ -12,7 +15,7 @@ from ..machine.memory import allocate, floats, free, words
 from ..operands import PANEL
 from ..threads import parallel
 from .launch import run
-from .outputs import CHUNK, GIVEN, SLICES, STEPS, THREADS, X_STRIDE, A, B, O, T, add_bias, deliver, hold_bias
+from .outputs import OUTPUT, add_bias, deliver, hold_bias
 
 
 def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
@@ -145,19 +148,18 @@ def by_panel(kind):
 multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind in KINDS)
 
 
-@Kernel
-def _fma_products(arguments, block, worker):
-    given = carray(words(arguments), GIVEN)
-    K, panels, row, kind = given[STEPS], (given[O] + 31) // 32, given[X_STRIDE], given[SLICES]
+@partial(Kernel, fields=Fields(*OUTPUT, "x_row", "K", "held_as"))
+def _fma_products(given, block, worker):
+    K, panels, row, kind = given.K, (given.O + 31) // 32, given.x_row, given.held_as
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], given[T])
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, given.T)
     bias = allocate((last - first + 1) * 128)
-    y, x, right = bias + 128, given[A] + first * row * 4, given[B] + panel * K * (64 if kind else 128)
+    y, x, right = bias + 128, given.x + first * row * 4, given.weight + panel * K * (64 if kind else 128)
     sums = carray(floats(y), (last - first) * 32)
     for i in range(len(sums)):
         sums[i] = np.float32(0)
-    following = panel + given[THREADS]
-    following = given[B] + following * K * (64 if kind else 128) if following < panels else right
+    following = panel + given.threads
+    following = given.weight + following * K * (64 if kind else 128) if following < panels else right
     hold_bias(bias, given, panel)
     if kind == 0:
         multiply_float32(y, last - first, x, row, right, K, following)
@@ -176,18 +178,15 @@ def fma_product(x, weight, O, bias, activation, residual):
     if x.dtype != np.float32 or x.strides[1] != 4:
         x = contiguous(x, np.float32)
     chunk = max(1, min(T, 128))
-    chunks = (chunk, -(-T // chunk))
-    stride = x.strides[0] // 4
-    cut = HELD_AS[weight.dtype], 0, None
-    return run(_fma_products, x, None, weight, None, bias, residual, (T, O), K, chunks, activation, stride, cut)
+    given = {"x_row": x.strides[0] // 4, "K": K, "held_as": HELD_AS[weight.dtype]}
+    return run(_fma_products, x, weight, (T, O), (chunk, -(-T // chunk)), bias, activation, residual, **given)
 
 
-@Kernel
-def _pack_panels(arguments, block, worker):
+@partial(Kernel, fields=Fields("parts", "each", "O", "K", "panels"))
+def _pack_panels(given, block, worker):
     """A block is a panel: 32 rows side by side, 16 columns at a time, so that what is written stays in the first-level cache."""
-    given = carray(words(arguments), 5)
-    each, O, K = given[1], given[2], given[3]
-    parts, panel = carray(words(given[0]), O // each), carray(floats(given[4] + block * K * 128), (K, 32))
+    each, O, K = given.each, given.O, given.K
+    parts, panel = carray(words(given.parts), O // each), carray(floats(given.panels + block * K * 128), (K, 32))
     for start in range(0, K, 16):
         stop = min(start + 16, K)
         for c in range(32):
@@ -206,7 +205,7 @@ def pack_panels(parts):  # P x (O/P, K) float32 -> (O/32, K, 32)
     (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
     O = each * len(parts)
     panels = aligned((-(-O // PANEL), K, PANEL), np.float32)
-    parallel(_pack_panels, len(panels), places, each, O, K, panels)
+    parallel(_pack_panels, len(panels), parts=places, each=each, O=O, K=K, panels=panels)
     for halved in (_as_bf16, _as_f16):
         if halved(panels[:1]) is not None and (half := halved(panels)) is not None:
             return half

@@ -7,7 +7,6 @@ from ml_dtypes import bfloat16
 
 from ..activations import CODES, GELU, NONE, ROUGH_GELU, activate_block
 from ..buffers import contiguous, reused
-from ..machine import amx
 from ..operands import PANEL, room
 from ..threads import parallel, thread_limit
 from .outputs import BLOCKS, FLOATS, HALVES
@@ -15,26 +14,22 @@ from .outputs import BLOCKS, FLOATS, HALVES
 CHUNK_BYTES = 5 << 18  # of cut rows; the cache holds two panels beside them
 
 
-def run(
-    kernel, x, row_scales, weight, column_scales, bias, residual, shape, steps, chunks, activation, stride=0,
-    cut=(0, 0, None), gives=FLOATS,
-):  # fmt: skip
+def run(kernel, x, weight, shape, chunks, bias, activation, residual, gives=FLOATS, **given):
+    """activation(x W^T + b) + residual by a kernel, with what else it reads in `given`: rows (T, O), or a Cut of BLOCKS."""
     T, O = shape
     result: Any = room(T, O) if gives == BLOCKS else reused(shape, bfloat16 if gives == HALVES else np.float32)
     if not T:
         return result
-    out = result.blocks if gives == BLOCKS else result
-    residual_stride, kind = 0, CODES[activation or "linear"]
+    residual_row, kind = 0, CODES[activation or "linear"]
     kind = ROUGH_GELU if kind == GELU and gives != FLOATS else kind
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else contiguous(residual, np.float32)
-        residual_stride = residual.strides[0] // 4
-    activate_at = activate_block.address if kind != NONE else 0
-    panels = -(-O // PANEL)
-    parallel(
-        kernel, chunks[1] * panels, x, weight, row_scales, column_scales, bias, residual, out, T, O, steps, chunks[0], kind,
-        activate_at, amx.CONFIG, thread_limit(), residual_stride, stride, *cut, gives,
-    )  # fmt: skip
+        residual_row = residual.strides[0] // 4
+    given |= {"x": x, "weight": weight, "chunk": chunks[0], "threads": thread_limit(), "T": T, "O": O, "bias": bias}
+    given |= {"out": result.blocks if gives == BLOCKS else result, "gives": gives}
+    given |= {"activation": kind, "activate": activate_block.address if kind != NONE else 0}
+    given |= {"residual": residual, "residual_row": residual_row}
+    parallel(kernel, chunks[1] * -(-O // PANEL), **given)
     return result
 
 

@@ -5,7 +5,6 @@ from llvmlite import ir
 from ..compiled import carray, intrinsic, njit, types
 from ..machine.emit import I64, INTEGERS, LANES, broadcast, load_at
 from ..machine.memory import bytes_, floats
-from .outputs import COARSE, COLUMN_SCALES, DIAGONALS, ROW_SCALES, SLICES
 
 
 def combine_lanes(diagonals):
@@ -43,11 +42,11 @@ combine_2, combine_3, combine_4 = combine_lanes(2), combine_lanes(3), combine_la
 @njit(error_model="numpy")
 def combine(s, diagonals, given, rows, panel, height, bias, y):  # (height, diagonals, 32) int32 -> (height, 32)
     """A row's sums put together: as many diagonals as were asked for, one more where the row is coarse."""
-    row_scales, coarse = carray(floats(given[ROW_SCALES] + rows * 64), 16), carray(bytes_(given[COARSE] + rows * 16), 16)
+    row_scales, coarse = carray(floats(given.row_scales + rows * 64), 16), carray(bytes_(given.coarse + rows * 16), 16)
     for r in range(height):
-        used, scale = diagonals if coarse[r] else given[DIAGONALS], row_scales[r]
+        used, scale = diagonals if coarse[r] else given.diagonals, row_scales[r]
         for half in range(0, 128, 64):
-            sums, scales = s + r * diagonals * 128 + half, given[COLUMN_SCALES] + panel * 128 + half
+            sums, scales = s + r * diagonals * 128 + half, given.column_scales + panel * 128 + half
             if used == 2:
                 combine_2(sums, 128, scale, scales, bias + half, y + r * 128 + half)
             elif used == 3:
@@ -59,8 +58,8 @@ def combine(s, diagonals, given, rows, panel, height, bias, y):  # (height, diag
 @njit(error_model="numpy")
 def diagonals_of(given, rows):
     """How many diagonals of a block's sums are needed."""
-    coarse = carray(bytes_(given[COARSE] + rows * 16), 16)
+    coarse = carray(bytes_(given.coarse + rows * 16), 16)
     more = False
     for r in range(16):
         more |= coarse[r] != 0
-    return given[DIAGONALS] + 1 if more and given[DIAGONALS] <= given[SLICES] else given[DIAGONALS]
+    return given.diagonals + 1 if more and given.diagonals <= given.slices else given.diagonals

@@ -1,9 +1,11 @@
 """Products on the CPU's tile unit (AMX): of digits in int32, of bf16 in float32."""
 
-from ..compiled import Kernel, carray, njit
+from functools import partial
+
+from ..compiled import Kernel, njit
 from ..machine import amx
-from ..machine.memory import allocate, free, prefetch, words
-from .outputs import CHUNK, CONFIG, GIVEN, SLICES, STEPS, THREADS, A, B, O, T, add_bias, deliver, hold_bias
+from ..machine.memory import allocate, free, prefetch
+from .outputs import CUT, add_bias, deliver, hold_bias
 from .sums import combine, diagonals_of
 
 zero_0, zero_1, zero_2, zero_3, zero_4, zero_5, zero_6, zero_7 = (amx.zero(t) for t in range(8))
@@ -94,23 +96,22 @@ def four(s, left, right, steps, ahead, lines):
     store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
 
 
-@Kernel
-def _sliced_products(arguments, block, worker):
-    given = carray(words(arguments), GIVEN)
-    steps, panels, slices = given[STEPS], (given[O] + 31) // 32, given[SLICES]
+@partial(Kernel, fields=CUT)
+def _sliced_products(given, block, worker):
+    steps, panels, slices = given.steps, (given.O + 31) // 32, given.slices
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
     size = steps * slices * 2048
-    following = panel + given[THREADS]
+    following = panel + given.threads
     lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
-    ahead = given[B] + following * size
+    ahead = given.weight + following * size
     memory = allocate(8192 + 2048 + 128 + 64)
     s = (memory + 63) // 64 * 64
     y, bias = s + 8192, s + 8192 + 2048
     hold_bias(bias, given, panel)
-    amx.configure(given[CONFIG])
+    amx.configure(given.config)
     for rows in range(first, last):
-        left, right, diagonals = given[A] + rows * steps * slices * 1024, given[B] + panel * size, diagonals_of(given, rows)
+        left, right, diagonals = given.x + rows * steps * slices * 1024, given.weight + panel * size, diagonals_of(given, rows)
         if slices == 3 and diagonals == 3:
             six(s, left, right, steps, ahead, lines)
         elif slices == 3:
@@ -155,24 +156,23 @@ def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, ri
     store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
 
 
-@Kernel
-def _bf16_products(arguments, block, worker):
-    given = carray(words(arguments), GIVEN)
-    steps, panels = given[STEPS], (given[O] + 31) // 32
+@partial(Kernel, fields=CUT)
+def _bf16_products(given, block, worker):
+    steps, panels = given.steps, (given.O + 31) // 32
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given[CHUNK], min((chunk + 1) * given[CHUNK], (given[T] + 15) // 16)
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
     size = steps * 2048
-    following = panel + given[THREADS]
+    following = panel + given.threads
     lines = 31 // ((last - first + 1) // 2) + 1 if following < panels else 0
-    ahead = given[B] + following * size
+    ahead = given.weight + following * size
     memory = allocate(4096 + 128 + 64)
     s = (memory + 63) // 64 * 64
     hold_bias(s + 4096, given, panel)
-    amx.configure(given[CONFIG])
+    amx.configure(given.config)
     for rows in range(first, last, 2):
-        left = given[A] + rows * steps * 1024
+        left = given.x + rows * steps * 1024
         below = left + steps * 1024 if rows + 1 < last else 0
-        bf16_tiles(s, left, below, given[B] + panel * size, steps, ahead, lines, 1, 0, 0)
+        bf16_tiles(s, left, below, given.weight + panel * size, steps, ahead, lines, 1, 0, 0)
         ahead += lines * 64 * steps
         add_bias(s, 32, s + 4096)
         deliver(s, 32, given, rows * 16, panel)
