@@ -33,8 +33,8 @@ from tinyroberta.backends.numba.attention import bf16 as attention_bf16
 from tinyroberta.backends.numba.attention import float32 as attention_float32
 from tinyroberta.backends.numba.cutting import TOP_2, TOP_3, pack_weights
 from tinyroberta.backends.numba.machine import lanes
-from tinyroberta.backends.numba.products import cut as products
-from tinyroberta.backends.numba.products import outputs
+from tinyroberta.backends.numba.operands import ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
+from tinyroberta.backends.numba.products import levels, outputs
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
@@ -48,7 +48,7 @@ cutting = pytest.mark.skipif(not CUTTERS, reason="no AMX and no VNNI here")
 def reached(precision: str, path: str) -> str:
     """The precision at which a path does a precision's products."""
     unit, precision = paths.unit_of(path, precision)
-    return precision if unit in products.CUT_PRODUCTS else "highest"
+    return precision if unit in levels.UNITS else "highest"
 
 
 @pytest.fixture(params=PATHS)
@@ -76,8 +76,9 @@ def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, c
         x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
         x[0] = 0
         x[tokens // 2, 0] *= 100  # an outlier: one diagonal more for this row alone
-        held = pack_weights([weight], cut[0])
-        y = products.cut_product(unit, norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
+        operand = {2: TWO_DIGITS, 3: THREE_DIGITS}[cut[0]]
+        held = pack_weights([weight], operand)
+        y = levels.cut_product(unit, norm.cut(x, operand), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
 
 
@@ -91,7 +92,7 @@ def test_rows_that_are_not_finite_are_theirs_alone(precision: str, path: str) ->
     y = ops.linear(x, held, np.zeros(40, np.float32))
     assert not np.isfinite(y[[3, 17]]).any()
     unit, at = paths.unit_of(path, precision)
-    if unit in products.CUT_PRODUCTS and at != "medium":
+    if unit in levels.UNITS and at != "medium":
         assert np.isnan(y[[3, 17]]).all()
     kept = np.delete(np.arange(20), [3, 17])
     np.testing.assert_array_equal(y[kept], clean[kept])
@@ -109,19 +110,19 @@ def test_no_rows_at_all() -> None:
 @cutting
 def test_some_of_the_cut_rows() -> None:
     x = np.random.default_rng().standard_normal((37, 70), dtype=np.float32)
-    some, apart = norm.cut(x, 3)[slice(5, 30)], norm.cut(x[5:30], 3)
+    some, apart = norm.cut(x, THREE_DIGITS)[slice(5, 30)], norm.cut(x[5:30], THREE_DIGITS)
     np.testing.assert_array_equal(some.blocks, apart.blocks)
     np.testing.assert_array_equal(some.scales[:25], apart.scales[:25])
 
 
 @cutting
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_cut_rows_are_put_together_again(count: int) -> None:
+@pytest.mark.parametrize("operand", [ROUNDED, TWO_DIGITS, THREE_DIGITS], ids=["bf16", "two", "three"])
+def test_cut_rows_are_put_together_again(operand: Operand) -> None:
     x = np.random.default_rng().standard_normal((21, 70), dtype=np.float32)
-    found, exact = ops.to_numpy(norm.cut(x, count)), x.astype(float)
+    found, exact = ops.to_numpy(norm.cut(x, operand)), x.astype(float)
     bound = np.abs(exact) * 2.0**-8  # half a unit of bf16
-    if count > 1:  # half a step of a row's digits; float32's own roundings, of x gain, of 1 / gain and of what comes out
-        step = np.abs(exact).max(1, keepdims=True) / float({2: TOP_2, 3: TOP_3}[count])
+    if operand != ROUNDED:  # half a step of a row's digits; float32's own roundings, of x gain, of 1 / gain and of what comes out
+        step = np.abs(exact).max(1, keepdims=True) / float({TWO_DIGITS: TOP_2, THREE_DIGITS: TOP_3}[operand])
         bound = step / 2 + 4 * UNIT * (np.abs(exact) + step)
     assert (np.abs(found - exact) <= bound).all()
 
@@ -144,7 +145,7 @@ def test_linear(tokens: int, precision: str, path: str) -> None:
             y = ops.linear(x, held, bias, activation=activation, residual=residual)
             assert y.dtype == np.float32
             unit, at = paths.unit_of(path, precision)
-            step = steps[at] if unit in products.CUT_PRODUCTS else into * UNIT
+            step = steps[at] if unit in levels.UNITS else into * UNIT
             largest = np.abs(x).max(1, keepdims=True) * np.abs(weight).max(1)
             bound = 2 * step * (largest * math.sqrt(into) + 1) + (into + 8) * UNIT * (np.abs(x) @ np.abs(weight).T + 3)
             assert (np.abs(y - exact) <= bound).all()
@@ -200,7 +201,7 @@ def test_layer_norm(tokens: int) -> None:
         assert np.linalg.norm(y - exact) <= bound * np.linalg.norm(exact) + (1e-3 if width == 1 else 0)
         np.testing.assert_array_equal(ops.layer_norm(x[-1:], weight, bias, 1e-5), y[-1:])
         if CUTTERS:
-            fused, apart = norm.cut(x, 3, weight, bias, 1e-5), norm.cut(y, 3)
+            fused, apart = norm.cut(x, THREE_DIGITS, weight, bias, 1e-5), norm.cut(y, THREE_DIGITS)
             np.testing.assert_array_equal(fused.blocks, apart.blocks)
             np.testing.assert_array_equal(fused.scales, apart.scales)
 
@@ -346,7 +347,9 @@ def test_products_hand_on_bf16(tokens: int) -> None:
         cut = ops.linear(x, held._replace(gives=outputs.BLOCKS), bias, activation=name)
         np.testing.assert_array_equal(ops.to_numpy(cut), whole.astype(np.float32))
         if name != "sigmoid":  # what stands beside the last column meets zeros only
-            np.testing.assert_array_equal(cut[: tokens // 2].blocks, norm.cut(whole[: tokens // 2].astype(np.float32), 1).blocks)
+            np.testing.assert_array_equal(
+                cut[: tokens // 2].blocks, norm.cut(whole[: tokens // 2].astype(np.float32), ROUNDED).blocks
+            )
 
 
 def test_attention_against_scores_one_at_a_time() -> None:

@@ -23,9 +23,9 @@ from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
 from .buffers import by_numpy
 from .compiled import keep_promises, warmup
-from .operands import Cut, whole_rows
+from .operands import Cut, Operand, whole_rows
 from .paths import chosen_path, describe, unit_of
-from .products import blas, cut, fma, outputs
+from .products import blas, fma, levels, outputs
 from .recordings import Prepared, recorded
 from .threads import limited
 
@@ -54,19 +54,16 @@ class Weight(NamedTuple):
     unit: str
     panels: Array
     scales: Array | None
-    cut: tuple[int, int]  # slices and diagonals
+    cut: tuple[Operand, int]  # what its numbers and those of its rows are cut into, and how many diagonals are kept
     shape: tuple[int, int]
     gives: int = outputs.FLOATS
 
 
-CUTS = bitwise.CUTS | {"medium": ((1, 1), (1, 1))}  # one slice is bf16
-
-
 class Gain(NamedTuple):
-    """A norm's weight (D,), and into how many slices the product that reads the norm wants its rows cut."""
+    """A norm's weight (D,), and what the product that reads the norm wants its rows cut into."""
 
     weight: Array
-    slices: int
+    operand: Operand
 
 
 def embed(
@@ -79,7 +76,7 @@ def embed(
 def layer_norm(x: Array, weight: Array | Gain, bias: Array, eps: float) -> Any:  # (T, D), (D,), (D,) -> (T, D)
     """As the NumPy backend's; with a Gain, cut for the product that follows."""
     if isinstance(weight, Gain):
-        return norm.cut(x, weight.slices, weight.weight, bias, eps)
+        return norm.cut(x, weight.operand, weight.weight, bias, eps)
     return norm.layer_norm(x, weight, bias, eps)
 
 
@@ -99,7 +96,7 @@ def linear(
 
 
 # Products of cut rows by a weight's panels, equal to the bit.
-SLICED = {unit: partial(cut.cut_product, unit) for unit in cut.CUT_PRODUCTS} | {"digits": blas.digit_product}
+SLICED = {unit: partial(levels.cut_product, unit) for unit in levels.UNITS} | {"digits": blas.digit_product}
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
@@ -150,16 +147,16 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     elif settings.dtype != "float32":
         raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
     unit, precision = unit_of(chosen_path(), settings.matmul_precision, exact)
-    cuts = (bitwise.CUTS if exact else CUTS)[precision]
+    cuts = levels.cuts_of(precision, exact)
 
-    def sliced(parts: list[Array], cut: tuple[int, int]) -> Any:
+    def sliced(parts: list[Array], cut: Any) -> Any:
         (each, into), deepest = parts[0].shape, bitwise.DEEPEST
         if into > deepest:
             return [sliced([single(part[:, at : at + deepest]) for part in parts], cut) for at in range(0, into, deepest)]
         panels, scales = cutting.pack_weights(parts, cut[0])
         return Weight(unit, panels, scales, cut, (each * len(parts), into))
 
-    def whole(parts: list[Array], cut: tuple[int, int]) -> Weight:
+    def whole(parts: list[Array], cut: Any) -> Weight:
         weight = fma.pack_panels(parts) if unit == "fma" else np.concatenate(parts) if len(parts) > 1 else parts[0]
         return Weight(unit, weight, None, cut, (len(parts) * len(parts[0]), parts[0].shape[1]))
 
@@ -168,7 +165,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
 
     with progress(4 * _numbers(tree), "packing weights", after=1.0) as told:
 
-        def pack(parts: list[Array], cut: tuple[int, int]) -> Any:
+        def pack(parts: list[Array], cut: Any) -> Any:
             held = sliced(parts, cut) if unit in SLICED else whole(parts, cut)
             told(4 * sum(part.size for part in parts))
             return held

@@ -21,7 +21,8 @@ from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .machine.bf16 import round_lanes
 from .machine.memory import allocate, bits_of, bytes_, float_of, floats, free, integers, words
-from .operands import PANEL
+from .operands import BF16
+from .sizes import PANEL, ROW, SUMS, TILE, TILE_ROWS
 from .threads import parallel
 
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
@@ -31,12 +32,12 @@ NAN = np.float32(math.nan)
 
 @njit(error_model="numpy")
 def cut_row(x, slices, place, steps):
-    """Write a row of steps x 64 float32 as digits at an address, 1024 bytes from slice to slice.
+    """Write a row of steps x 64 float32 as digits at an address, a tile's bytes from slice to slice.
 
     Returns its scale and the sum of its first digits' squares.
     """
     most, squares = np.int32(0), np.int32(0)
-    for j in range(steps * 64):
+    for j in range(steps * ROW):
         most = max(most, np.int32(bits_of(x[j]) & np.int32(0x7FFFFFFF)))
     finite = most < 0x7F800000
     largest = float_of(most) if finite else np.float32(0)
@@ -44,17 +45,17 @@ def cut_row(x, slices, place, steps):
     gain = np.float32(1) if largest == 0 else top / largest
     gain = min(gain, MOST)
     if not finite:
-        for j in range(steps * 64):
+        for j in range(steps * ROW):
             x[j] = np.float32(0)
     if slices == 3:
         for k in range(steps):
             high, middle, low = (
-                carray(bytes_(place + k * 3072), 64),
-                carray(bytes_(place + k * 3072 + 1024), 64),
-                carray(bytes_(place + k * 3072 + 2048), 64),
+                carray(bytes_(place + 3 * k * TILE), ROW),
+                carray(bytes_(place + (3 * k + 1) * TILE), ROW),
+                carray(bytes_(place + (3 * k + 2) * TILE), ROW),
             )
-            row = x[k * 64 : k * 64 + 64]
-            for j in range(64):
+            row = x[k * ROW : (k + 1) * ROW]
+            for j in range(ROW):
                 n = np.int32(np.rint(row[j] * gain))
                 low[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
@@ -65,9 +66,9 @@ def cut_row(x, slices, place, steps):
         scale = np.float32(65536) / gain
     else:
         for k in range(steps):
-            high, low = carray(bytes_(place + k * 2048), 64), carray(bytes_(place + k * 2048 + 1024), 64)
-            row = x[k * 64 : k * 64 + 64]
-            for j in range(64):
+            high, low = carray(bytes_(place + 2 * k * TILE), ROW), carray(bytes_(place + (2 * k + 1) * TILE), ROW)
+            row = x[k * ROW : (k + 1) * ROW]
+            for j in range(ROW):
                 n = np.int32(np.rint(row[j] * gain))
                 low[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
@@ -79,36 +80,36 @@ def cut_row(x, slices, place, steps):
 
 @njit(error_model="numpy")
 def round_row(x, place, steps):
-    """Write a row of steps x 32 float32 as bf16, both at addresses, 1024 bytes from step to step."""
+    """Write a row of steps x 32 float32 as bf16, both at addresses, a tile's bytes from step to step."""
     for k in range(steps):
-        round_lanes(x + k * 128, place + k * 1024), round_lanes(x + k * 128 + 64, place + k * 1024 + 32)
+        round_lanes(x + 2 * k * ROW, place + k * TILE), round_lanes(x + (2 * k + 1) * ROW, place + k * TILE + ROW // 2)
 
 
 @njit(error_model="numpy")
-def write_row(x, slices, block, steps, row):
+def write_row(x, kind, slices, block, steps, row):
     """A row of float32 at an address as row `row` of the block at another; returns what cut_row does."""
-    place = block + row * 64
-    if slices == 1:
+    place = block + row * ROW
+    if kind == BF16:
         round_row(x, place, steps)
         return np.float32(1), np.int32(0)
-    return cut_row(carray(floats(x), steps * 64), slices, place, steps)
+    return cut_row(carray(floats(x), steps * ROW), slices, place, steps)
 
 
-@partial(Kernel, fields=Fields("parts", "each", "O", "K", "slices", "steps", "panels", "scales"))
+@partial(Kernel, fields=Fields("parts", "each", "O", "K", "kind", "slices", "unit", "steps", "panels", "scales"))
 def _pack_weights(given, block, worker):
     """A block is a panel: 32 rows of the weight, cut, then 4-byte groups transposed within each tile."""
     each, O, K, slices, steps = given.each, given.O, given.K, given.slices, given.steps
     parts = carray(words(given.parts), O // each)
-    unit = 32 if slices == 1 else 64
-    size = steps * slices * 1024
-    memory = allocate(2 * size + steps * unit * 4 + 64)
-    start = (memory + 63) // 64 * 64
+    unit = given.unit
+    size = steps * slices * TILE
+    memory = allocate(2 * size + steps * unit * 4 + ROW)
+    start = (memory + ROW - 1) // ROW * ROW
     row = carray(floats(start + 2 * size), steps * unit)
     for j in range(K, steps * unit):
         row[j] = np.float32(0)
-    scale = carray(floats(given.scales + block * 128), 32)
-    for c in range(32):
-        o = block * 32 + c
+    scale = carray(floats(given.scales + block * SUMS), PANEL)
+    for c in range(PANEL):
+        o = block * PANEL + c
         if o < O:
             source = carray(floats(parts[o // each] + o % each * K * 4), K)
             for j in range(K):
@@ -116,23 +117,23 @@ def _pack_weights(given, block, worker):
         else:
             for j in range(K):
                 row[j] = np.float32(0)
-        scale[c], _ = write_row(start + 2 * size, slices, start + (c // 16) * size, steps, c % 16)
+        scale[c], _ = write_row(start + 2 * size, given.kind, slices, start + c // TILE_ROWS * size, steps, c % TILE_ROWS)
     for tile in range(steps * slices):
         for half in range(2):
-            source = carray(integers(start + half * size + tile * 1024), (16, 16))
-            target = carray(integers(given.panels + ((block * steps * slices + tile) * 2 + half) * 1024), (16, 16))
+            source = carray(integers(start + half * size + tile * TILE), (16, 16))
+            target = carray(integers(given.panels + ((block * steps * slices + tile) * 2 + half) * TILE), (16, 16))
             for r in range(16):
                 for c in range(16):
                     target[r, c] = source[c, r]
     free(memory)
 
 
-def pack_weights(parts, slices):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
-    """A weight, given in parts of the same shape, as panels of slices (1: bf16)."""
+def pack_weights(parts, operand):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
+    """A weight, given in parts of the same shape, as panels that hold its numbers as an Operand says."""
     (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
-    O, steps = each * len(parts), -(-K // (32 if slices == 1 else 64))
+    O, steps = each * len(parts), -(-K // operand.unit)
     count = -(-O // PANEL)
-    panels, scales = aligned((count, steps, slices, 2048), np.int8), aligned((count * PANEL,), np.float32)
-    shape = {"each": each, "O": O, "K": K, "slices": slices, "steps": steps}
+    panels, scales = aligned((count, steps, operand.slices, 2 * TILE), np.int8), aligned((count * PANEL,), np.float32)
+    shape = {"each": each, "O": O, "K": K, "steps": steps, **operand._asdict()}
     parallel(_pack_weights, count, parts=places, panels=panels, scales=scales, **shape)
     return panels, scales

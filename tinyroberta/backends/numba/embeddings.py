@@ -8,6 +8,7 @@ from .arguments import Fields
 from .buffers import by_numpy, contiguous, reused
 from .compiled import Kernel, carray
 from .machine.memory import floats, words
+from .sizes import TILE_ROWS
 from .threads import parallel
 
 
@@ -18,7 +19,7 @@ def _embed(given, block, worker):
     word_of, position_of = carray(words(given.word_ids), T), carray(words(given.position_ids), T)
     type_of = carray(words(given.token_type_ids), T)
     out = carray(floats(given.out), (T, D))
-    for t in range(block * 16, min(block * 16 + 16, T)):
+    for t in range(block * TILE_ROWS, min((block + 1) * TILE_ROWS, T)):
         w = carray(floats(given.word + 4 * D * (word_of[t] if given.word_ids else t)), D)
         s = carray(floats(given.token_type + 4 * D * type_of[t]), D)
         row = out[t]
@@ -41,5 +42,5 @@ def embed(ids, positions, token_types, word, position, token_type):
     where = [None if x is None else contiguous(x, np.int64) for x in (None if vectors else ids, positions, token_types)]
     given = dict(zip(("word_ids", "position_ids", "token_type_ids"), where, strict=True))
     given |= {"word": table, "position": None if positions is None else position, "token_type": token_type}
-    parallel(_embed, -(-T // 16), T=T, D=D, out=out, **given)
+    parallel(_embed, -(-T // TILE_ROWS), T=T, D=D, out=out, **given)
     return out

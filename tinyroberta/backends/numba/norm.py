@@ -17,28 +17,33 @@ from .compiled import Kernel, carray
 from .cutting import write_row
 from .machine.lanes import sum_lanes
 from .machine.memory import allocate, bytes_, floats, free
-from .operands import Cut
+from .operands import DIGITS, FLOAT32, Cut, blocks_shape
+from .sizes import ROW, TILE, TILE_ROWS
 from .threads import parallel
 
 total, total_of_squares = sum_lanes(False), sum_lanes(True)
 
 
-@partial(
-    Kernel,
-    fields=Fields("x", "x_row", "T", "D", "weight", "bias", "out", "scales", "coarse", "slices", "steps", eps=np.float32),
-)
+ROWS = Fields(
+    "x", "x_row", "T", "D",
+    "weight", "bias",  # the norm's; 0 where the rows are only cut
+    "out", "scales", "coarse", "kind", "slices", "unit", "steps",
+    eps=np.float32,
+)  # fmt: skip
+
+
+@partial(Kernel, fields=ROWS)
 def _rows(given, block, worker):
     """Norm where a weight is given, then float32 or slices."""
     T, D, slices, steps = given.T, given.D, given.slices, given.steps
-    unit = 32 if slices == 1 else 64
-    size = max((D + 63) // 64 * 64, steps * unit)
+    size = max((D + ROW - 1) // ROW * ROW, steps * given.unit)
     whole = allocate(size * 4)
     buffer = carray(floats(whole), size)
     row = buffer[:D]
     for j in range(size):
         buffer[j] = np.float32(0)
-    for r in range(16):
-        t = block * 16 + r
+    for r in range(TILE_ROWS):
+        t = block * TILE_ROWS + r
         if t < T:
             source = carray(floats(given.x + t * given.x_row * 4), D)
             for j in range(D):
@@ -55,11 +60,11 @@ def _rows(given, block, worker):
         else:
             for j in range(D):
                 row[j] = np.float32(0)
-        if slices:
-            scale, squares = write_row(whole, slices, given.out + block * steps * slices * 1024, steps, r)
-            if slices > 1:
-                carray(floats(given.scales + block * 64), 16)[r] = scale
-                carray(bytes_(given.coarse + block * 16), 16)[r] = t < T and squares < COARSE * D
+        if given.kind != FLOAT32:
+            scale, squares = write_row(whole, given.kind, slices, given.out + block * steps * slices * TILE, steps, r)
+            if given.kind == DIGITS:
+                carray(floats(given.scales + block * TILE_ROWS * 4), TILE_ROWS)[r] = scale
+                carray(bytes_(given.coarse + block * TILE_ROWS), TILE_ROWS)[r] = t < T and squares < COARSE * D
         elif t < T:
             target = carray(floats(given.out + t * D * 4), D)
             for j in range(D):
@@ -71,19 +76,19 @@ def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
     x = contiguous(x, np.float32)
     T, D = x.shape
     out = reused((T, D), np.float32)
-    cuts = {"scales": None, "coarse": None, "slices": 0, "steps": 0}
-    parallel(_rows, -(-T // 16), x=x, x_row=D, T=T, D=D, weight=weight, bias=bias, eps=eps, out=out, **cuts)
+    cuts = {"scales": None, "coarse": None, "kind": FLOAT32, "slices": 0, "unit": 0, "steps": 0}
+    parallel(_rows, -(-T // TILE_ROWS), x=x, x_row=D, T=T, D=D, weight=weight, bias=bias, eps=eps, out=out, **cuts)
     return out
 
 
-def cut(x, slices, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows contiguous -> Cut
+def cut(x, operand, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows contiguous -> Cut
     """Rows, or their layer norm, cut for a product."""
     if x.dtype != np.float32 or x.strides[1] != 4 or x.strides[0] % 4:
         x = contiguous(x, np.float32)
     T, D = x.shape
-    steps, count = -(-D // (32 if slices == 1 else 64)), -(-T // 16)
-    blocks = reused((count, steps, slices, 16, 64), np.int8)
-    scales, coarse = (np.empty(count * 16, dtype) if slices > 1 else None for dtype in (np.float32, np.int8))
-    cuts = {"scales": scales, "coarse": coarse, "slices": slices, "steps": steps}
+    count, steps, *_ = shape = blocks_shape(T, D, operand)
+    blocks, digits = reused(shape, np.int8), operand.kind == DIGITS
+    scales, coarse = (np.empty(count * TILE_ROWS, dtype) if digits else None for dtype in (np.float32, np.int8))
+    cuts = {"scales": scales, "coarse": coarse, "steps": steps, **operand._asdict()}
     parallel(_rows, count, x=x, x_row=x.strides[0] // 4, T=T, D=D, weight=weight, bias=bias, eps=eps, out=blocks, **cuts)
-    return Cut(blocks, scales, coarse, (T, D), slices)
+    return Cut(blocks, scales, coarse, (T, D), operand)

@@ -23,7 +23,7 @@ from ..machine import amx
 from ..machine.bf16 import copy_halves, pair_halves, round_lanes, scale_32, split_lanes, split_pairs
 from ..machine.lanes import Lanes, copy_lanes, exponentials, most_of_columns, scale_lanes, transpose_lanes
 from ..machine.memory import floats, words
-from ..operands import room
+from ..operands import ROUNDED, room
 from ..paths import missing_dots
 from ..products.dots import dot_block
 from ..products.tiles import bf16_tiles
@@ -235,7 +235,7 @@ def on_tiles(parts):
     return multiply
 
 
-eight_rows = dot_block(8, 1, 1)
+eight_rows = dot_block(8, ROUNDED, 1)
 
 
 @njit(error_model="numpy")

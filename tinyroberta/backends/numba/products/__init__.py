@@ -16,5 +16,5 @@ where in a block it stands.
     sums.py                               sums of digits' products put together
     outputs.py                            bias, activation and residual; where the results go
     launch.py                             a product's kernel run over its blocks
-    cut.py                                which kernel multiplies which cut rows
+    levels.py                             the table: a precision, its operand, its diagonals, its kernels
 """

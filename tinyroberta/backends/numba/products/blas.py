@@ -11,6 +11,7 @@ from ..buffers import by_numpy
 from ..compiled import Kernel, carray
 from ..machine.memory import floats
 from ..machine.system import call_kernel
+from ..sizes import TILE_ROWS
 from ..threads import parallel
 
 
@@ -21,7 +22,7 @@ def blas_product(x, weight, O, bias, activation, residual):
 
 def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
     """As cut_product, its digits multiplied by NumPy's BLAS: exact too, so equal to the bit, and slow."""
-    (T, K), slices = x.shape, x.slices
+    (T, K), slices = x.shape, x.operand.slices
     rows = x.blocks.transpose(2, 0, 3, 1, 4).reshape(slices, len(x.scales), -1)
     columns = weight.reshape(*weight.shape[:3], 2, 16, 16, 4).transpose(2, 0, 3, 5, 1, 4, 6).reshape(slices, len(scales), -1)
     y = bitwise.sliced_product(rows[:, :T, :K], x.scales[:T], columns[:, :O, :K], scales[:O], diagonals)
@@ -37,7 +38,7 @@ def _finished(y, bias, activation, residual):
         stride = residual.strides[0] // 4
     activate_at = activate_block.address if kind != NONE else 0
     given = {"T": len(y), "O": y.shape[1], "bias": bias, "residual": residual, "residual_row": stride}
-    parallel(_finish, -(-len(y) // 16), y=y, activation=kind, activate=activate_at, **given)
+    parallel(_finish, -(-len(y) // TILE_ROWS), y=y, activation=kind, activate=activate_at, **given)
     return y
 
 
@@ -45,7 +46,7 @@ def _finished(y, bias, activation, residual):
 def _finish(given, block, worker):
     """16 rows of a product that BLAS has done, in place."""
     T, O = given.T, given.O
-    for t in range(block * 16, min(block * 16 + 16, T)):
+    for t in range(block * TILE_ROWS, min((block + 1) * TILE_ROWS, T)):
         y = carray(floats(given.y + t * O * 4), O)
         bias = carray(floats(given.bias), O)
         for c in range(O):

@@ -12,7 +12,7 @@ from ..machine.bf16 import widen
 from ..machine.emit import F32, I64, LANES, broadcast, prefetch_line
 from ..machine.features import FEATURES, FUSED
 from ..machine.memory import allocate, floats, free, words
-from ..operands import PANEL
+from ..sizes import PANEL, ROW, SUMS, TILE_ROWS
 from ..threads import parallel
 from .launch import run
 from .outputs import OUTPUT, add_bias, deliver, hold_bias
@@ -124,22 +124,23 @@ def by_panel(kind):
     @njit(error_model="numpy")
     def multiply(y, rows, x, x_row, panel, depth, following):
         full = rows // ROWS * ROWS
-        pace = (32 * size - 1) // (max(1, rows // ROWS) * 2 // VECTORS) + 1
+        pace = (PANEL * size - 1) // (max(1, rows // ROWS) * 2 // VECTORS) + 1
         for k in range(0, depth, DEPTH):
             some = min(DEPTH, depth - k)
-            ahead = panel + (k + DEPTH) * 32 * size if k + DEPTH < depth else following
-            for column in range(0, 32, 16 * VECTORS):
-                right = panel + (k * 32 + column) * size
+            ahead = panel + (k + DEPTH) * PANEL * size if k + DEPTH < depth else following
+            for column in range(0, PANEL, 16 * VECTORS):
+                right = panel + (k * PANEL + column) * size
                 for row in range(0, full, ROWS):
-                    place, left = y + (row * 32 + column) * 4, x + (row * x_row + k) * 4
-                    if pace > 64:
-                        only(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
+                    place, left = y + (row * PANEL + column) * 4, x + (row * x_row + k) * 4
+                    if pace > ROW:
+                        only(place, PANEL, left, x_row, 1, right, PANEL, some, ahead, pace)
                     else:
-                        many(place, 32, left, x_row, 1, right, 32, some, ahead, pace)
+                        many(place, PANEL, left, x_row, 1, right, PANEL, some, ahead, pace)
                     ahead += some * pace
                 for row in range(full, rows):
                     fetched = pace if row == 0 else 0
-                    one(y + (row * 32 + column) * 4, 32, x + (row * x_row + k) * 4, x_row, 1, right, 32, some, ahead, fetched)
+                    place, left = y + (row * PANEL + column) * 4, x + (row * x_row + k) * 4
+                    one(place, PANEL, left, x_row, 1, right, PANEL, some, ahead, fetched)
                     ahead += some * fetched
 
     return multiply
@@ -150,16 +151,16 @@ multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind
 
 @partial(Kernel, fields=Fields(*OUTPUT, "x_row", "K", "held_as"))
 def _fma_products(given, block, worker):
-    K, panels, row, kind = given.K, (given.O + 31) // 32, given.x_row, given.held_as
+    K, panels, row, kind = given.K, (given.O + PANEL - 1) // PANEL, given.x_row, given.held_as
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, given.T)
-    bias = allocate((last - first + 1) * 128)
-    y, x, right = bias + 128, given.x + first * row * 4, given.weight + panel * K * (64 if kind else 128)
-    sums = carray(floats(y), (last - first) * 32)
+    bias = allocate((last - first + 1) * SUMS)
+    y, x, right = bias + SUMS, given.x + first * row * 4, given.weight + panel * K * PANEL * (2 if kind else 4)
+    sums = carray(floats(y), (last - first) * PANEL)
     for i in range(len(sums)):
         sums[i] = np.float32(0)
     following = panel + given.threads
-    following = given.weight + following * K * (64 if kind else 128) if following < panels else right
+    following = given.weight + following * K * PANEL * (2 if kind else 4) if following < panels else right
     hold_bias(bias, given, panel)
     if kind == 0:
         multiply_float32(y, last - first, x, row, right, K, following)
@@ -186,11 +187,11 @@ def fma_product(x, weight, O, bias, activation, residual):
 def _pack_panels(given, block, worker):
     """A block is a panel: 32 rows side by side, 16 columns at a time, so that what is written stays in the first-level cache."""
     each, O, K = given.each, given.O, given.K
-    parts, panel = carray(words(given.parts), O // each), carray(floats(given.panels + block * K * 128), (K, 32))
-    for start in range(0, K, 16):
-        stop = min(start + 16, K)
-        for c in range(32):
-            o = block * 32 + c
+    parts, panel = carray(words(given.parts), O // each), carray(floats(given.panels + block * K * SUMS), (K, PANEL))
+    for start in range(0, K, TILE_ROWS):
+        stop = min(start + TILE_ROWS, K)
+        for c in range(PANEL):
+            o = block * PANEL + c
             if o < O:
                 row = carray(floats(parts[o // each] + o % each * K * 4), K)
                 for k in range(start, stop):

@@ -7,7 +7,8 @@ from ml_dtypes import bfloat16
 
 from ..activations import CODES, GELU, NONE, ROUGH_GELU, activate_block
 from ..buffers import contiguous, reused
-from ..operands import PANEL, room
+from ..operands import room
+from ..sizes import PANEL, TILE_ROWS
 from ..threads import parallel, thread_limit
 from .outputs import BLOCKS, FLOATS, HALVES
 
@@ -35,6 +36,7 @@ def run(kernel, x, weight, shape, chunks, bias, activation, residual, gives=FLOA
 
 def chunks_of(T, row_bytes):
     """How many blocks of 16 rows make a chunk, an even number, and how many chunks there are, of nearly one size."""
-    T, most = max(T, 1), max(32, CHUNK_BYTES // row_bytes // 32 * 32)
-    each = -(-T // (-(-T // most) * 32))
-    return 2 * each, -(-T // (each * 32))
+    both = 2 * TILE_ROWS
+    T, most = max(T, 1), max(both, CHUNK_BYTES // row_bytes // both * both)
+    each = -(-T // (-(-T // most) * both))
+    return 2 * each, -(-T // (each * both))

@@ -8,49 +8,37 @@ from ..machine.bf16 import round_lanes
 from ..machine.lanes import add_lanes, copy_lanes
 from ..machine.memory import floats, halves
 from ..machine.system import call_kernel
+from ..sizes import PANEL, ROW, SUMS, TILE_ROWS
 
 # What every product is given: rows x by a weight; chunk and threads, which say what to compute and to fetch; then its results.
-OUTPUT = (
-    "x",
-    "weight",
-    "chunk",
-    "threads",
-    "T",
-    "O",
-    "out",
-    "gives",
-    "bias",
-    "activation",
-    "activate",
-    "residual",
-    "residual_row",
-)
+RESULTS = ("T", "O", "out", "gives", "bias", "activation", "activate", "residual", "residual_row")
+OUTPUT = ("x", "weight", "chunk", "threads", *RESULTS)
 CUT = Fields(*OUTPUT, "slices", "diagonals", "steps", "row_scales", "column_scales", "coarse", "config")
 FLOATS, HALVES, BLOCKS = range(3)  # what a product gives: rows (T, O) of float32 or of bf16, or bf16 cut for the next product
 
 
 @njit(error_model="numpy")
 def hold_bias(at, given, panel):
-    """A panel's 32 biases at an address, 0 beyond the last output."""
-    held, bias = carray(floats(at), 32), carray(floats(given.bias), given.O)
-    for c in range(32):
-        held[c] = bias[panel * 32 + c] if given.bias and panel * 32 + c < given.O else np.float32(0)
+    """A panel's biases at an address, 0 beyond the last output."""
+    held, bias = carray(floats(at), PANEL), carray(floats(given.bias), given.O)
+    for c in range(PANEL):
+        held[c] = bias[panel * PANEL + c] if given.bias and panel * PANEL + c < given.O else np.float32(0)
 
 
 @njit(error_model="numpy")
 def deliver_halves(y, rows, width, given, first, panel):
     """As bf16: a panel of outputs is one step of the next product."""
-    panels = (given.O + 31) // 32
+    panels = (given.O + PANEL - 1) // PANEL
     for r in range(rows):
-        row, t = y + r * 128, first + r
+        row, t = y + r * SUMS, first + r
         if given.gives == BLOCKS:
-            out = given.out + ((t // 16 * panels + panel) * 16 + t % 16) * 64
+            out = given.out + ((t // TILE_ROWS * panels + panel) * TILE_ROWS + t % TILE_ROWS) * ROW
         else:
-            out = given.out + (t * given.O + panel * 32) * 2
-        if given.gives == BLOCKS or width == 32:
-            round_lanes(row, out), round_lanes(row + 64, out + 32)
+            out = given.out + (t * given.O + panel * PANEL) * 2
+        if given.gives == BLOCKS or width == PANEL:
+            round_lanes(row, out), round_lanes(row + ROW, out + ROW // 2)
         else:
-            round_lanes(row, row), round_lanes(row + 64, row + 32)
+            round_lanes(row, row), round_lanes(row + ROW, row + ROW // 2)
             rounded, to = carray(halves(row), width), carray(halves(out), width)
             for c in range(width):
                 to[c] = rounded[c]
@@ -59,25 +47,25 @@ def deliver_halves(y, rows, width, given, first, panel):
 @njit(error_model="numpy")
 def deliver(y, height, given, first, panel):
     """Activation and residual on (height, 32) sums at an address; then those rows from `first` on that there are go out."""
-    rows, width = min(height, given.T - first), min(32, given.O - panel * 32)
+    rows, width = min(height, given.T - first), min(PANEL, given.O - panel * PANEL)
     if given.activation:
-        call_kernel(given.activate, y, height * 32, given.activation)
+        call_kernel(given.activate, y, height * PANEL, given.activation)
     if given.gives != FLOATS:
         deliver_halves(y, rows, width, given, first, panel)
         return
-    out = given.out + (first * given.O + panel * 32) * 4
-    residual = given.residual + (first * given.residual_row + panel * 32) * 4
-    if width == 32 and given.residual:
+    out = given.out + (first * given.O + panel * PANEL) * 4
+    residual = given.residual + (first * given.residual_row + panel * PANEL) * 4
+    if width == PANEL and given.residual:
         for r in range(rows):
-            add_lanes(y + r * 128, residual + r * given.residual_row * 4, out + r * given.O * 4)
-            add_lanes(y + r * 128 + 64, residual + r * given.residual_row * 4 + 64, out + r * given.O * 4 + 64)
-    elif width == 32:
+            add_lanes(y + r * SUMS, residual + r * given.residual_row * 4, out + r * given.O * 4)
+            add_lanes(y + r * SUMS + ROW, residual + r * given.residual_row * 4 + ROW, out + r * given.O * 4 + ROW)
+    elif width == PANEL:
         for r in range(rows):
-            copy_lanes(y + r * 128, out + r * given.O * 4)
-            copy_lanes(y + r * 128 + 64, out + r * given.O * 4 + 64)
+            copy_lanes(y + r * SUMS, out + r * given.O * 4)
+            copy_lanes(y + r * SUMS + ROW, out + r * given.O * 4 + ROW)
     else:
         for r in range(rows):
-            row, to = carray(floats(y + r * 128), width), carray(floats(out + r * given.O * 4), width)
+            row, to = carray(floats(y + r * SUMS), width), carray(floats(out + r * given.O * 4), width)
             more = carray(floats(residual + r * given.residual_row * 4), width)
             for c in range(width):
                 to[c] = row[c] + more[c] if given.residual else row[c]
@@ -86,5 +74,5 @@ def deliver(y, height, given, first, panel):
 @njit(error_model="numpy")
 def add_bias(y, height, bias):
     for r in range(height):
-        add_lanes(y + r * 128, bias, y + r * 128)
-        add_lanes(y + r * 128 + 64, bias + 64, y + r * 128 + 64)
+        add_lanes(y + r * SUMS, bias, y + r * SUMS)
+        add_lanes(y + r * SUMS + ROW, bias + ROW, y + r * SUMS + ROW)

@@ -5,6 +5,7 @@ from llvmlite import ir
 from ..compiled import carray, intrinsic, njit, types
 from ..machine.emit import I64, INTEGERS, LANES, broadcast, load_at
 from ..machine.memory import bytes_, floats
+from ..sizes import ROW, SUMS, TILE_ROWS
 
 
 def combine_lanes(diagonals):
@@ -42,24 +43,25 @@ combine_2, combine_3, combine_4 = combine_lanes(2), combine_lanes(3), combine_la
 @njit(error_model="numpy")
 def combine(s, diagonals, given, rows, panel, height, bias, y):  # (height, diagonals, 32) int32 -> (height, 32)
     """A row's sums put together: as many diagonals as were asked for, one more where the row is coarse."""
-    row_scales, coarse = carray(floats(given.row_scales + rows * 64), 16), carray(bytes_(given.coarse + rows * 16), 16)
+    row_scales = carray(floats(given.row_scales + rows * TILE_ROWS * 4), TILE_ROWS)
+    coarse = carray(bytes_(given.coarse + rows * TILE_ROWS), TILE_ROWS)
     for r in range(height):
         used, scale = diagonals if coarse[r] else given.diagonals, row_scales[r]
-        for half in range(0, 128, 64):
-            sums, scales = s + r * diagonals * 128 + half, given.column_scales + panel * 128 + half
+        for half in range(0, SUMS, ROW):
+            sums, scales = s + r * diagonals * SUMS + half, given.column_scales + panel * SUMS + half
             if used == 2:
-                combine_2(sums, 128, scale, scales, bias + half, y + r * 128 + half)
+                combine_2(sums, SUMS, scale, scales, bias + half, y + r * SUMS + half)
             elif used == 3:
-                combine_3(sums, 128, scale, scales, bias + half, y + r * 128 + half)
+                combine_3(sums, SUMS, scale, scales, bias + half, y + r * SUMS + half)
             else:
-                combine_4(sums, 128, scale, scales, bias + half, y + r * 128 + half)
+                combine_4(sums, SUMS, scale, scales, bias + half, y + r * SUMS + half)
 
 
 @njit(error_model="numpy")
 def diagonals_of(given, rows):
     """How many diagonals of a block's sums are needed."""
-    coarse = carray(bytes_(given.coarse + rows * 16), 16)
+    coarse = carray(bytes_(given.coarse + rows * TILE_ROWS), TILE_ROWS)
     more = False
-    for r in range(16):
+    for r in range(TILE_ROWS):
         more |= coarse[r] != 0
     return given.diagonals + 1 if more and given.diagonals <= given.slices else given.diagonals

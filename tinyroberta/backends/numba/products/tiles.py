@@ -5,6 +5,7 @@ from functools import partial
 from ..compiled import Kernel, njit
 from ..machine import amx
 from ..machine.memory import allocate, free, prefetch
+from ..sizes import BLOCK_SUMS, PANEL, ROW, SUMS, TILE, TILE_ROWS
 from .outputs import CUT, add_bias, deliver, hold_bias
 from .sums import combine, diagonals_of
 
@@ -26,40 +27,40 @@ def six(s, left, right, steps, ahead, lines):
     zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
     for _ in range(steps):
         for line in range(lines):
-            prefetch(ahead + line * 64)
-        ahead += lines * 64
-        load_6(left, 64)
-        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
-        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
-        load_7(right + 4096, 64), dot_4(), load_7(right + 5120, 64), dot_5()
-        load_6(left + 1024, 64)
-        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
-        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
-        load_6(left + 2048, 64)
-        load_7(right, 64), dot_4(), load_7(right + 1024, 64), dot_5()
-        left, right = left + 3072, right + 6144
-    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
-    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+            prefetch(ahead + line * ROW)
+        ahead += lines * ROW
+        load_6(left, ROW)
+        load_7(right, ROW), dot_0(), load_7(right + TILE, ROW), dot_1()
+        load_7(right + 2 * TILE, ROW), dot_2(), load_7(right + 3 * TILE, ROW), dot_3()
+        load_7(right + 4 * TILE, ROW), dot_4(), load_7(right + 5 * TILE, ROW), dot_5()
+        load_6(left + TILE, ROW)
+        load_7(right, ROW), dot_2(), load_7(right + TILE, ROW), dot_3()
+        load_7(right + 2 * TILE, ROW), dot_4(), load_7(right + 3 * TILE, ROW), dot_5()
+        load_6(left + 2 * TILE, ROW)
+        load_7(right, ROW), dot_4(), load_7(right + TILE, ROW), dot_5()
+        left, right = left + 3 * TILE, right + 6 * TILE
+    store_0(s, 3 * SUMS), store_1(s + ROW, 3 * SUMS), store_2(s + 2 * ROW, 3 * SUMS)
+    store_3(s + 3 * ROW, 3 * SUMS), store_4(s + 4 * ROW, 3 * SUMS), store_5(s + 5 * ROW, 3 * SUMS)
 
 
 @njit(error_model="numpy")
 def eight(s, left, right, steps, ahead, lines):
     """Slices 3 x 3, diagonals 0 to 3: 16 x 16 sums, one half of the panel after the other."""
     for half in range(2):
-        a, b = left, right + half * 1024
+        a, b = left, right + half * TILE
         zero_0(), zero_1(), zero_2(), zero_3()
         for _ in range(steps):
             if half == 0:
                 for line in range(lines):
-                    prefetch(ahead + line * 64)
-                ahead += lines * 64
-            load_4(a, 64), load_5(a + 1024, 64), load_6(a + 2048, 64)
-            load_7(b, 64), dot_047(), dot_157(), dot_267()
-            load_7(b + 2048, 64), dot_147(), dot_257(), dot_367()
-            load_7(b + 4096, 64), dot_247(), dot_357()
-            a, b = a + 3072, b + 6144
-        p = s + half * 64
-        store_0(p, 512), store_1(p + 128, 512), store_2(p + 256, 512), store_3(p + 384, 512)
+                    prefetch(ahead + line * ROW)
+                ahead += lines * ROW
+            load_4(a, ROW), load_5(a + TILE, ROW), load_6(a + 2 * TILE, ROW)
+            load_7(b, ROW), dot_047(), dot_157(), dot_267()
+            load_7(b + 2 * TILE, ROW), dot_147(), dot_257(), dot_367()
+            load_7(b + 4 * TILE, ROW), dot_247(), dot_357()
+            a, b = a + 3 * TILE, b + 6 * TILE
+        p = s + half * ROW
+        store_0(p, 4 * SUMS), store_1(p + SUMS, 4 * SUMS), store_2(p + 2 * SUMS, 4 * SUMS), store_3(p + 3 * SUMS, 4 * SUMS)
 
 
 @njit(error_model="numpy")
@@ -68,13 +69,13 @@ def three(s, left, right, steps, ahead, lines):
     zero_0(), zero_1(), zero_2(), zero_3()
     for _ in range(steps):
         for line in range(lines):
-            prefetch(ahead + line * 64)
-        ahead += lines * 64
-        load_4(left, 64), load_5(left + 1024, 64)
-        load_6(right, 64), dot_046(), dot_256(), load_7(right + 1024, 64), dot_147(), dot_357()
-        load_6(right + 2048, 64), dot_246(), load_7(right + 3072, 64), dot_347()
-        left, right = left + 2048, right + 4096
-    store_0(s, 256), store_1(s + 64, 256), store_2(s + 128, 256), store_3(s + 192, 256)
+            prefetch(ahead + line * ROW)
+        ahead += lines * ROW
+        load_4(left, ROW), load_5(left + TILE, ROW)
+        load_6(right, ROW), dot_046(), dot_256(), load_7(right + TILE, ROW), dot_147(), dot_357()
+        load_6(right + 2 * TILE, ROW), dot_246(), load_7(right + 3 * TILE, ROW), dot_347()
+        left, right = left + 2 * TILE, right + 4 * TILE
+    store_0(s, 2 * SUMS), store_1(s + ROW, 2 * SUMS), store_2(s + 2 * ROW, 2 * SUMS), store_3(s + 3 * ROW, 2 * SUMS)
 
 
 @njit(error_model="numpy")
@@ -83,35 +84,35 @@ def four(s, left, right, steps, ahead, lines):
     zero_0(), zero_1(), zero_2(), zero_3(), zero_4(), zero_5()
     for _ in range(steps):
         for line in range(lines):
-            prefetch(ahead + line * 64)
-        ahead += lines * 64
-        load_6(left, 64)
-        load_7(right, 64), dot_0(), load_7(right + 1024, 64), dot_1()
-        load_7(right + 2048, 64), dot_2(), load_7(right + 3072, 64), dot_3()
-        load_6(left + 1024, 64)
-        load_7(right, 64), dot_2(), load_7(right + 1024, 64), dot_3()
-        load_7(right + 2048, 64), dot_4(), load_7(right + 3072, 64), dot_5()
-        left, right = left + 2048, right + 4096
-    store_0(s, 384), store_1(s + 64, 384), store_2(s + 128, 384)
-    store_3(s + 192, 384), store_4(s + 256, 384), store_5(s + 320, 384)
+            prefetch(ahead + line * ROW)
+        ahead += lines * ROW
+        load_6(left, ROW)
+        load_7(right, ROW), dot_0(), load_7(right + TILE, ROW), dot_1()
+        load_7(right + 2 * TILE, ROW), dot_2(), load_7(right + 3 * TILE, ROW), dot_3()
+        load_6(left + TILE, ROW)
+        load_7(right, ROW), dot_2(), load_7(right + TILE, ROW), dot_3()
+        load_7(right + 2 * TILE, ROW), dot_4(), load_7(right + 3 * TILE, ROW), dot_5()
+        left, right = left + 2 * TILE, right + 4 * TILE
+    store_0(s, 3 * SUMS), store_1(s + ROW, 3 * SUMS), store_2(s + 2 * ROW, 3 * SUMS)
+    store_3(s + 3 * ROW, 3 * SUMS), store_4(s + 4 * ROW, 3 * SUMS), store_5(s + 5 * ROW, 3 * SUMS)
 
 
 @partial(Kernel, fields=CUT)
 def _sliced_products(given, block, worker):
-    steps, panels, slices = given.steps, (given.O + 31) // 32, given.slices
+    steps, panels, slices = given.steps, (given.O + PANEL - 1) // PANEL, given.slices
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
-    size = steps * slices * 2048
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
+    size = steps * slices * 2 * TILE
     following = panel + given.threads
-    lines = (slices * 32 - 1) // (last - first) + 1 if following < panels else 0
+    lines = (slices * 2 * TILE_ROWS - 1) // (last - first) + 1 if following < panels else 0
     ahead = given.weight + following * size
-    memory = allocate(8192 + 2048 + 128 + 64)
-    s = (memory + 63) // 64 * 64
-    y, bias = s + 8192, s + 8192 + 2048
+    memory = allocate(5 * BLOCK_SUMS + SUMS + ROW)
+    s = (memory + ROW - 1) // ROW * ROW
+    y, bias = s + 4 * BLOCK_SUMS, s + 5 * BLOCK_SUMS
     hold_bias(bias, given, panel)
     amx.configure(given.config)
     for rows in range(first, last):
-        left, right, diagonals = given.x + rows * steps * slices * 1024, given.weight + panel * size, diagonals_of(given, rows)
+        left, right, diagonals = given.x + rows * steps * slices * TILE, given.weight + panel * size, diagonals_of(given, rows)
         if slices == 3 and diagonals == 3:
             six(s, left, right, steps, ahead, lines)
         elif slices == 3:
@@ -120,9 +121,9 @@ def _sliced_products(given, block, worker):
             three(s, left, right, steps, ahead, lines)
         else:
             four(s, left, right, steps, ahead, lines)
-        ahead += lines * 64 * steps
-        combine(s, diagonals, given, rows, panel, 16, bias, y)
-        deliver(y, 16, given, rows * 16, panel)
+        ahead += lines * ROW * steps
+        combine(s, diagonals, given, rows, panel, TILE_ROWS, bias, y)
+        deliver(y, TILE_ROWS, given, rows * TILE_ROWS, panel)
     amx.release()
     free(memory)
 
@@ -141,41 +142,41 @@ def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, ri
                 c = below + i * left_apart
                 for _ in range(steps):
                     for line in range(lines):
-                        prefetch(ahead + line * 64)
-                    ahead += lines * 64
-                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
-                    load_5(c, 64), half_256(), half_357()
-                    a, b, c = a + 1024, b + 2048, c + 1024
+                        prefetch(ahead + line * ROW)
+                    ahead += lines * ROW
+                    load_4(a, ROW), load_6(b, ROW), half_046(), load_7(b + TILE, ROW), half_147()
+                    load_5(c, ROW), half_256(), half_357()
+                    a, b, c = a + TILE, b + 2 * TILE, c + TILE
             else:
                 for _ in range(steps):
                     for line in range(lines):
-                        prefetch(ahead + line * 64)
-                    ahead += lines * 64
-                    load_4(a, 64), load_6(b, 64), half_046(), load_7(b + 1024, 64), half_147()
-                    a, b = a + 1024, b + 2048
-    store_0(s, 128), store_1(s + 64, 128), store_2(s + 2048, 128), store_3(s + 2112, 128)
+                        prefetch(ahead + line * ROW)
+                    ahead += lines * ROW
+                    load_4(a, ROW), load_6(b, ROW), half_046(), load_7(b + TILE, ROW), half_147()
+                    a, b = a + TILE, b + 2 * TILE
+    store_0(s, SUMS), store_1(s + ROW, SUMS), store_2(s + BLOCK_SUMS, SUMS), store_3(s + BLOCK_SUMS + ROW, SUMS)
 
 
 @partial(Kernel, fields=CUT)
 def _bf16_products(given, block, worker):
-    steps, panels = given.steps, (given.O + 31) // 32
+    steps, panels = given.steps, (given.O + PANEL - 1) // PANEL
     chunk, panel = block // panels, block % panels
-    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + 15) // 16)
-    size = steps * 2048
+    first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
+    size = steps * 2 * TILE
     following = panel + given.threads
-    lines = 31 // ((last - first + 1) // 2) + 1 if following < panels else 0
+    lines = (2 * TILE_ROWS - 1) // ((last - first + 1) // 2) + 1 if following < panels else 0
     ahead = given.weight + following * size
-    memory = allocate(4096 + 128 + 64)
-    s = (memory + 63) // 64 * 64
-    hold_bias(s + 4096, given, panel)
+    memory = allocate(2 * BLOCK_SUMS + SUMS + ROW)
+    s = (memory + ROW - 1) // ROW * ROW
+    hold_bias(s + 2 * BLOCK_SUMS, given, panel)
     amx.configure(given.config)
     for rows in range(first, last, 2):
-        left = given.x + rows * steps * 1024
-        below = left + steps * 1024 if rows + 1 < last else 0
+        left = given.x + rows * steps * TILE
+        below = left + steps * TILE if rows + 1 < last else 0
         bf16_tiles(s, left, below, given.weight + panel * size, steps, ahead, lines, 1, 0, 0)
-        ahead += lines * 64 * steps
-        add_bias(s, 32, s + 4096)
-        deliver(s, 32, given, rows * 16, panel)
+        ahead += lines * ROW * steps
+        add_bias(s, 2 * TILE_ROWS, s + 2 * BLOCK_SUMS)
+        deliver(s, 2 * TILE_ROWS, given, rows * TILE_ROWS, panel)
     amx.release()
     free(memory)
 
