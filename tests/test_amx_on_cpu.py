@@ -390,7 +390,7 @@ def test_the_numba_backend_on_avx2() -> None:
 ASSEMBLY = """
 from tinyroberta.backends.numba import compiled
 from tinyroberta.backends.numba.products import fma
-dispatcher, kinds = compiled.dispatcher_of(fma._fma_products)
+dispatcher, kinds = compiled.dispatcher_of(fma.fma_products)
 print(dispatcher.inspect_asm(kinds))
 """
 

@@ -341,10 +341,10 @@ def test_products_hand_on_bf16(tokens: int) -> None:
             exact = activations.activation(ops.linear(x, held, bias), activations.ROUGH_GELU)
         else:
             exact = ops.linear(x, held, bias, activation=name)
-        whole = ops.linear(x, held._replace(gives=outputs.HALVES), bias, activation=name)
+        whole = ops.linear(x, held._replace(gives=outputs.GIVES_BF16), bias, activation=name)
         assert whole.dtype == BF16
         np.testing.assert_array_equal(whole.astype(np.float32), exact.astype(BF16).astype(np.float32))
-        cut = ops.linear(x, held._replace(gives=outputs.BLOCKS), bias, activation=name)
+        cut = ops.linear(x, held._replace(gives=outputs.GIVES_BLOCKS), bias, activation=name)
         np.testing.assert_array_equal(ops.to_numpy(cut), whole.astype(np.float32))
         if name != "sigmoid":  # what stands beside the last column meets zeros only
             np.testing.assert_array_equal(

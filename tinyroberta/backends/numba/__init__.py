@@ -1,9 +1,27 @@
 """The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
 
-Read operands.py for what a product reads and products/ for how it is done, then attention/ and norm.py. threads.py runs a kernel,
-compiled.py keeps its machine code, recordings.py plays again what a size of input ran. float32 only: float64 is the NumPy
-backend's. On the paths amx, vnni and fma a text's result has the same bits alone and in any batch, any order and with any number
-of threads; on blas that is up to BLAS. reproducible.py: the same bits on every path.
+It computes in float32 only; float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits
+alone and in any batch, in any order and with any number of threads; on blas that is up to BLAS. reproducible.py gives the same
+bits on every path.
+
+Ten words that the files here use, each in one meaning:
+
+    digit     a signed 8-bit number, -128 to 127; a float32 number is written as two or three of them, in base 256
+    slice     the first digits of all numbers of an operand, or the second, or the third: a matrix as large as the operand
+    cut       to write an operand as slices, or as bf16; a Cut (operands.py) is rows that have been cut
+    diagonal  the products of slice i of the rows and slice j of the weight that have the same i + j, and so the same size: they
+              are summed together, exactly, in int32; diagonals beyond the last one kept are too small to matter
+    coarse    said of a row in which one number is so much larger than the rest that their digits are few: its results have one
+              diagonal more
+    block     16 rows, which a tile holds; also what a thread computes before it claims more work (a kernel's `block`)
+    panel     32 outputs of a weight, laid together in memory, so that one stream of bytes feeds a whole block of sums
+    gain      the number that a norm multiplies a channel by; a Gain also says how the product that reads the norm wants its rows
+    part      one of the bf16 numbers whose sum is a float32 number: three hold all of it (attention/bf16.py)
+    piece     32768 columns of a weight that has more of them, whose sums could pass int32: the products of pieces are added up
+
+Read operands.py first, which says what a product reads, then products/, attention/ and norm.py, which compute. machine/ has the
+CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py keeps its machine code, buffers.py
+its memory, and recordings.py plays again what a size of input has run.
 """
 
 from collections.abc import Iterator
@@ -56,7 +74,7 @@ class Weight(NamedTuple):
     scales: Array | None
     cut: tuple[Operand, int]  # what its numbers and those of its rows are cut into, and how many diagonals are kept
     shape: tuple[int, int]
-    gives: int = outputs.FLOATS
+    gives: int = outputs.GIVES_FLOAT32
 
 
 class Gain(NamedTuple):
@@ -100,7 +118,7 @@ SLICED = {unit: partial(levels.cut_product, unit) for unit in levels.UNITS} | {"
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
-    """A K whose digit products could overflow int32 is summed in pieces."""
+    """A product whose sums of digits' products could pass int32, its K being too large, is summed in pieces."""
     by_numpy()
     y, start = None, 0
     for weight in weights:
@@ -121,7 +139,7 @@ def attention(
     head_mask: Array | None = None,
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
-    """As the NumPy backend's; of bf16, in heads a multiple of 16 wide, so are its products, and what comes out is cut."""
+    """As the NumPy backend's; on tiles, or for bf16, by products of bf16 where heads are a multiple of 16 wide; of bf16 a Cut."""
     given, tiles = (q, k, v, sequences, heads, bias, head_mask, probs), chosen_path() == "amx"
     if q.shape[1] // heads % 16 == 0 and (tiles or q.dtype == bfloat16):
         return bf16.attention(tiles, *given)
@@ -180,7 +198,9 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
 def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
     """The tree, its weights told to give bf16 to what reads only that: attention, and the feed-forward's second product."""
     tree = {key: between_products(x, key) if isinstance(x, dict) else x for key, x in tree.items()}
-    reader, gives = {"self": ("qkv", outputs.HALVES), "intermediate": ("dense", outputs.BLOCKS)}.get(name, ("", outputs.FLOATS))
+    reader, gives = {"self": ("qkv", outputs.GIVES_BF16), "intermediate": ("dense", outputs.GIVES_BLOCKS)}.get(
+        name, ("", outputs.GIVES_FLOAT32)
+    )
     deepest = {"self": 3, "intermediate": 1}.get(name, 0) * bitwise.DEEPEST  # what reads it must not want it in pieces
     held = tree.get(reader, {}).get("weight")
     if isinstance(held, Weight) and held.shape[0] <= deepest and "distance_embedding" not in tree:

@@ -1,7 +1,7 @@
 """Activations on float32 numbers, 16 at a time: the functions of backends/bitwise.py, run on registers (machine/lanes.py).
 
-Without fused multiply-adds, so that a number's result is the same in every lane, on every machine and in NumPy. Bounds, over all
-float32 arguments (tests/test_bitwise.py):
+They use no fused multiply-add, so that a number's result is the same in every lane, on every machine and in NumPy. Their bounds,
+over all float32 arguments (tests/test_bitwise.py):
 
     exp(x), x <= 88     relative 1.5e-7
     erf(x)              absolute 2.5e-7
@@ -22,9 +22,9 @@ from .machine.memory import allocate, floats, free
 from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
-KINDS = ("identity", "gelu", "gelu_10", "gelu_new", "gelu_fast", "hardswish", "laplace", "leaky_relu", "mish", "quick_gelu",
+NAMES = ("identity", "gelu", "gelu_10", "gelu_new", "gelu_fast", "hardswish", "laplace", "leaky_relu", "mish", "quick_gelu",
          "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "tanh")  # fmt: skip
-CODES = {name: KINDS.index(function.__name__) for name, function in bitwise.ACTIVATIONS.items()}
+CODES = {name: NAMES.index(function.__name__) for name, function in bitwise.ACTIVATIONS.items()}
 NONE = CODES["linear"]
 PHI_POLYNOMIAL = tuple(map(np.float32, (
     0.0027057330737802615, -0.0061959747169267835, 0.007317668680711202, -0.01314275269766987, 0.025363911897125356,
@@ -34,7 +34,7 @@ SIDE, PHI_FOLD = np.float32(4.2), np.float32(2 / 4.2**2)
 
 
 def rough_gelu(x):
-    """gelu for what is then rounded to bf16: Phi is a polynomial up to 4.2, and off by at most what lies beyond, 1.4e-5."""
+    """gelu for results that are then rounded to bf16: Phi is a polynomial up to 4.2, off by at most what lies beyond, 1.4e-5."""
     y = bitwise.clip(x, -SIDE, SIDE)
     u = (y * y).fused(PHI_FOLD, -bitwise.ONE)
     p = u.fused(PHI_POLYNOMIAL[0], PHI_POLYNOMIAL[1])
@@ -43,44 +43,45 @@ def rough_gelu(x):
     return x * y.fused(p, bitwise.HALF)
 
 
-activate_all = lanes_of([*(getattr(bitwise, name) for name in KINDS), rough_gelu])
-GELU, ROUGH_GELU = KINDS.index("gelu"), len(KINDS)
+activate_all = lanes_of([*(getattr(bitwise, name) for name in NAMES), rough_gelu])
+GELU, ROUGH_GELU = NAMES.index("gelu"), len(NAMES)
 
 
 @njit(error_model="numpy")
-def activate(x, n, kind):
+def activate(x, n, code):
     """The activation of a code in CODES, or ROUGH_GELU, on any number n of float32 at an address, in place."""
     whole = n // 16 * 16
-    activate_all(x, whole, kind)
+    activate_all(x, whole, code)
     if whole < n:
         memory = allocate(64)
         some, rest = carray(floats(memory), 16), carray(floats(x + whole * 4), n - whole)
         for i in range(16):
             some[i] = rest[i] if i < n - whole else np.float32(0)
-        activate_all(memory, 16, kind)
+        activate_all(memory, 16, code)
         for i in range(n - whole):
             rest[i] = some[i]
         free(memory)
 
 
-@partial(Kernel, fields=Fields("x", "y", "n", "kind"))
+@partial(Kernel, fields=Fields("x", "y", "n", "code"))
 def _activation(given, block, worker):
     start = block * BLOCK
     stop = min(start + BLOCK, given.n)
     x, y = carray(floats(given.x), given.n)[start:stop], carray(floats(given.y), given.n)[start:stop]
     for i in range(stop - start):
         y[i] = x[i]
-    activate(given.y + start * 4, stop - start, given.kind)
+    activate(given.y + start * 4, stop - start, given.code)
 
 
-def activation(x, kind):  # float32, any shape -> the same
+def activation(x, code):  # float32, any shape -> the same
+    """The activation of a code, of every number."""
     x = contiguous(x, np.float32)
     y = reused(x.shape, np.float32)
-    parallel(_activation, -(-x.size // BLOCK), x=x, y=y, n=x.size, kind=kind)
+    parallel(_activation, -(-x.size // BLOCK), x=x, y=y, n=x.size, code=code)
     return y
 
 
 @Kernel
-def activate_block(x, n, kind):
-    """Not a loop's kernel: n float32 at an address, so that the activations are compiled once, not into every product."""
-    activate(x, n, kind)
+def activate_block(x, n, code):
+    """The activation of n float32 at an address, which products call, so that activations are compiled once and not into each."""
+    activate(x, n, code)

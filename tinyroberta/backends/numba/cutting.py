@@ -1,12 +1,12 @@
-"""Numbers cut for a product: a row into signed 8-bit digits, or rounded to bf16; a weight as panels of such rows.
+"""How an operand is cut: a row is written as signed 8-bit digits or rounded to bf16, and a weight becomes panels of such rows.
 
 A row is scaled to 24-bit integers (16-bit for two slices) and written in signed base-256 digits, x = scale (s0 + s1/256 +
 s2/65536), so that products of digits are exact in int32 (Ozaki et al. 2012; Ootomo et al. 2024). The definition, to the bit:
 
-    gain = min(top / max|row|, 2^126)    one float32 division; 1 / 1 stands for top / 0
-    N = rint(x gain)                     one float32 product, ties to even
+    factor = min(top / max|row|, 2^126)   one float32 division; 1 / 1 stands for top / 0
+    N = rint(x factor)                    one float32 product, ties to even
     s2, N = N mod 256 in -128..127, (N - s2) / 256, and so on; s0 is what is left
-    scale = 256^(slices - 1) / gain      NaN for a row that is not finite
+    scale = 256^(slices - 1) / factor     NaN for a row that is not finite
 
 operands.py has the layouts.
 """
@@ -42,8 +42,8 @@ def cut_row(x, slices, place, steps):
     finite = most < 0x7F800000
     largest = float_of(most) if finite else np.float32(0)
     top = TOP_3 if slices == 3 else TOP_2
-    gain = np.float32(1) if largest == 0 else top / largest
-    gain = min(gain, MOST)
+    factor = np.float32(1) if largest == 0 else top / largest
+    factor = min(factor, MOST)
     if not finite:
         for j in range(steps * ROW):
             x[j] = np.float32(0)
@@ -56,25 +56,25 @@ def cut_row(x, slices, place, steps):
             )
             row = x[k * ROW : (k + 1) * ROW]
             for j in range(ROW):
-                n = np.int32(np.rint(row[j] * gain))
+                n = np.int32(np.rint(row[j] * factor))
                 low[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
                 middle[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
                 high[j] = np.int8(n)
                 squares = np.int32(squares + np.int32(n * n))
-        scale = np.float32(65536) / gain
+        scale = np.float32(65536) / factor
     else:
         for k in range(steps):
             high, low = carray(bytes_(place + 2 * k * TILE), ROW), carray(bytes_(place + (2 * k + 1) * TILE), ROW)
             row = x[k * ROW : (k + 1) * ROW]
             for j in range(ROW):
-                n = np.int32(np.rint(row[j] * gain))
+                n = np.int32(np.rint(row[j] * factor))
                 low[j] = np.int8(n)
                 n = np.int32(n + np.int32(128)) >> np.int32(8)
                 high[j] = np.int8(n)
                 squares = np.int32(squares + np.int32(n * n))
-        scale = np.float32(256) / gain
+        scale = np.float32(256) / factor
     return scale if finite else NAN, squares
 
 
@@ -95,11 +95,11 @@ def write_row(x, kind, slices, block, steps, row):
     return cut_row(carray(floats(x), steps * ROW), slices, place, steps)
 
 
-@partial(Kernel, fields=Fields("parts", "each", "O", "K", "kind", "slices", "unit", "steps", "panels", "scales"))
+@partial(Kernel, fields=Fields("weights", "each", "O", "K", "kind", "slices", "unit", "steps", "panels", "scales"))
 def _pack_weights(given, block, worker):
-    """A block is a panel: 32 rows of the weight, cut, then 4-byte groups transposed within each tile."""
+    """A block of work is a panel: 32 rows of the weight are cut, then groups of 4 bytes are transposed within each tile."""
     each, O, K, slices, steps = given.each, given.O, given.K, given.slices, given.steps
-    parts = carray(words(given.parts), O // each)
+    weights = carray(words(given.weights), O // each)
     unit = given.unit
     size = steps * slices * TILE
     memory = allocate(2 * size + steps * unit * 4 + ROW)
@@ -111,7 +111,7 @@ def _pack_weights(given, block, worker):
     for c in range(PANEL):
         o = block * PANEL + c
         if o < O:
-            source = carray(floats(parts[o // each] + o % each * K * 4), K)
+            source = carray(floats(weights[o // each] + o % each * K * 4), K)
             for j in range(K):
                 row[j] = source[j]
         else:
@@ -128,12 +128,12 @@ def _pack_weights(given, block, worker):
     free(memory)
 
 
-def pack_weights(parts, operand):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
-    """A weight, given in parts of the same shape, as panels that hold its numbers as an Operand says."""
-    (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
-    O, steps = each * len(parts), -(-K // operand.unit)
+def pack_weights(weights, operand):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
+    """Weights of the same shape (query, key and value, say), joined, as panels that are cut as an Operand says."""
+    (each, K), addresses = weights[0].shape, np.array([address(weight) for weight in weights], np.int64)
+    O, steps = each * len(weights), -(-K // operand.unit)
     count = -(-O // PANEL)
     panels, scales = aligned((count, steps, operand.slices, 2 * TILE), np.int8), aligned((count * PANEL,), np.float32)
     shape = {"each": each, "O": O, "K": K, "steps": steps, **operand._asdict()}
-    parallel(_pack_weights, count, parts=places, panels=panels, scales=scales, **shape)
+    parallel(_pack_weights, count, weights=addresses, panels=panels, scales=scales, **shape)
     return panels, scales

@@ -32,6 +32,7 @@ def _embed(given, block, worker):
 
 
 def embed(ids, positions, token_types, word, position, token_type):
+    """As the op of that name; `ids` may be vectors (T, D), and word embeddings may be held in 16 bits."""
     if ids.ndim == 1 and word.dtype != np.float32:
         by_numpy()
         ids = word[ids]

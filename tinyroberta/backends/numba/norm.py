@@ -24,7 +24,7 @@ from .threads import parallel
 total, total_of_squares = sum_lanes(False), sum_lanes(True)
 
 
-ROWS = Fields(
+GIVEN = Fields(
     "x", "x_row", "T", "D",
     "weight", "bias",  # the norm's; 0 where the rows are only cut
     "out", "scales", "coarse", "kind", "slices", "unit", "steps",
@@ -32,9 +32,9 @@ ROWS = Fields(
 )  # fmt: skip
 
 
-@partial(Kernel, fields=ROWS)
+@partial(Kernel, fields=GIVEN)
 def _rows(given, block, worker):
-    """Norm where a weight is given, then float32 or slices."""
+    """Norm a block's rows if a weight is given, then write them as float32 or cut them."""
     T, D, slices, steps = given.T, given.D, given.slices, given.steps
     size = max((D + ROW - 1) // ROW * ROW, steps * given.unit)
     whole = allocate(size * 4)
@@ -73,6 +73,7 @@ def _rows(given, block, worker):
 
 
 def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
+    """Rows normed; as backends/bitwise.py to the bit."""
     x = contiguous(x, np.float32)
     T, D = x.shape
     out = reused((T, D), np.float32)
@@ -82,7 +83,7 @@ def layer_norm(x, weight, bias, eps):  # (T, D) float32 -> the same
 
 
 def cut(x, operand, weight=None, bias=None, eps=0.0):  # (T, D) float32, its rows contiguous -> Cut
-    """Rows, or their layer norm, cut for a product."""
+    """Rows cut for a product, or their layer norm where a weight is given."""
     if x.dtype != np.float32 or x.strides[1] != 4 or x.strides[0] % 4:
         x = contiguous(x, np.float32)
     T, D = x.shape

@@ -20,7 +20,7 @@ FLOAT32, DIGITS, BF16 = range(3)  # kinds of numbers
 
 
 class Operand(NamedTuple):
-    """How a product reads a number: as so many slices, each of a kind, of which a tile's row of 64 bytes holds `unit`."""
+    """How a product reads numbers: in so many slices, of digits or bf16 (`kind`), `unit` of which fill a tile's row."""
 
     kind: int
     slices: int
@@ -61,7 +61,11 @@ def blocks_shape(T, K, operand):
 
 
 def room(T, K):
-    """A Cut of bf16 whose T rows of K are still to be written; zeros below them, and beside them until one is."""
+    """A Cut of bf16 in which a kernel will write T rows of K numbers.
+
+    What is beyond the last row and the last column must be zero, since products read it: rows beyond the last are made zero here,
+    and so is the last step of columns, of which the kernel then writes the first K.
+    """
     blocks = reused(blocks_shape(T, K, ROUNDED), np.int8)
     if T % TILE_ROWS:
         blocks[-1, :, :, T % TILE_ROWS :] = 0

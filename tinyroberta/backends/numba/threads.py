@@ -45,7 +45,7 @@ MASK = 64  # words of bits, a CPU each
 
 @njit(error_model="numpy")
 def claim(state, worker, spins):
-    """Run blocks until none has come for `spins` looks."""
+    """Claim and run blocks of work until `spins` looks in a row have found none."""
     looks = 0
     while looks <= spins:
         remaining = load_word(state + REMAINING)
@@ -117,6 +117,7 @@ def share(state, function, arguments, total, threads):
 
 @njit(error_model="numpy")
 def alone(function, arguments, total):
+    """Run all blocks in this thread."""
     for block in range(total):
         call_kernel(function, arguments, block, 0)
 

@@ -5,8 +5,9 @@ query, so that softmax is plain vectors and needs no sums across lanes, and both
 
     scores (Sk, 32) = K (Sk, d) (Q / sqrt(d))^T (d, 32)        p = exp(scores - max) / sum        out (32, d) = p^T V (Sk, d)
 
-Memory is 32 Sk floats a thread. Sums over keys are of 256 at a time. What is divided by the sum is p, as backends/bitwise.py
-says, or, in fused multiply-adds, the output.
+A thread needs memory for 32 Sk floats. Sums over keys are made of 256 products at a time. There are two kernels: the one in
+order, which backends/bitwise.py defines to the bit, divides p by the sum; the one of fused multiply-adds divides the output,
+which is less work.
 """
 
 from functools import partial
@@ -20,7 +21,7 @@ from ..machine.lanes import exponentials, most_of_columns
 from ..machine.memory import allocate, floats, free, words
 from ..products.fma import multiply, multiply_in_order
 from .call import ATTENTION, QUERIES, call, layout
-from .scores import add_bias, exponentiate_by, keep, mask_head
+from .scores import exponentiate_by, keep, mask_head, mask_scores
 
 
 def exp_fused(x):
@@ -78,7 +79,7 @@ def attend(given, block, worker, in_order):
         multiply_in_order(p_at, QUERIES, seen, QUERIES, k_at, given.k.row, 1, q_at, QUERIES, d)
 
     memory = allocate(2 * QUERIES * 4)
-    add_bias(given, p, b, h, first, n, Sk - Sq)
+    mask_scores(given, p, b, h, first, n, Sk - Sq)
     most_of_columns(p_at, seen, memory)
     if in_order is None:
         exponentiate_fused(p_at, seen, memory, memory + QUERIES * 4)

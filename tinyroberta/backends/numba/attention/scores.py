@@ -7,6 +7,7 @@ import numpy as np
 from ..compiled import carray, njit
 from ..machine.memory import floats, words
 from ..products.fma import DEPTH
+from ..sizes import SUMS
 from .call import QUERIES
 
 
@@ -18,7 +19,7 @@ def exponentiate_by(exponentials):
         for i in range(QUERIES):
             sums[i] = np.float32(0)
         for start in range(0, rows, DEPTH):
-            exponentials(p + start * 128, min(DEPTH, rows - start), most, totals)
+            exponentials(p + start * SUMS, min(DEPTH, rows - start), most, totals)
         for i in range(QUERIES):
             sums[i] = np.float32(1) / sums[i]
 
@@ -32,8 +33,8 @@ def place_of(mask, b, h, i, j):
 
 
 @njit(error_model="numpy")
-def add_bias(given, p, b, h, first, n, past):
-    """Onto scores (seen, 32) of n queries from `first` on: the bias; minus infinity where a query must not see a key."""
+def mask_scores(given, p, b, h, first, n, past):
+    """Add the bias to scores (seen, 32) of n queries from `first` on, and set those to minus infinity that causality hides."""
     if given.bias.at:
         for j in range(p.shape[0]):
             bias = place_of(given.bias, b, h, first, j)
@@ -47,6 +48,7 @@ def add_bias(given, p, b, h, first, n, past):
 
 @njit(error_model="numpy")
 def mask_head(given, p, b, h, first, n):
+    """Multiply probabilities by head_mask, where there is one."""
     if given.head_mask.at:
         for j in range(p.shape[0]):
             mask = place_of(given.head_mask, b, h, first, j)
@@ -56,7 +58,7 @@ def mask_head(given, p, b, h, first, n):
 
 @njit(error_model="numpy")
 def keep(given, p, totals, b, h, first, n, Sq, Sk):
-    """The probabilities, times what their queries have in `totals`, if they were asked for."""
+    """Store the probabilities if they were asked for, each multiplied by what its query has in `totals`."""
     if not given.kept:
         return
     kept = carray(floats(carray(words(given.kept + b * 8), 1)[0] + (h * Sq + first) * Sk * 4), (n, Sk))

@@ -100,7 +100,7 @@ def split_pairs(parts):
 
 
 @intrinsic
-def copy_halves(typingctx, x, factor, out, apart):
+def copy_shorts(typingctx, x, factor, out, apart):
     """16 numbers of 16 bits from one address to another; as split_lanes is called."""
 
     def codegen(context, builder, signature, args):
@@ -111,7 +111,7 @@ def copy_halves(typingctx, x, factor, out, apart):
 
 
 @intrinsic
-def pair_halves(typingctx, low, high, out, apart):
+def pair_shorts(typingctx, low, high, out, apart):
     """16 pairs of 16 bits, from 16 at one address and 16 at another; as split_pairs is called."""
 
     def codegen(context, builder, signature, args):

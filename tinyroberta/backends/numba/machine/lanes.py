@@ -116,14 +116,14 @@ REFLECTED = {
 
 
 def lanes_of(functions):
-    """An intrinsic: functions[kind](Lanes) of `count` float32 at an address, a multiple of 16, in place."""
+    """An intrinsic: functions[which](Lanes) of `count` float32 at an address, a multiple of 16, in place."""
 
     @intrinsic
-    def every(typingctx, x, count, kind):
+    def every(typingctx, x, count, which):
         def codegen(context, builder, signature, args):
-            x, count, kind = args
+            x, count, which = args
             done = builder.append_basic_block()
-            choice = builder.switch(kind, done)
+            choice = builder.switch(which, done)
             for number, function in enumerate(functions):
                 choice.add_case(I64(number), builder.append_basic_block())
                 builder.position_at_end(builder.block.function.blocks[-1])

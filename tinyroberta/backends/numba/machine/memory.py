@@ -28,7 +28,7 @@ floats, integers, bytes_, words = (
         ("int64", "words"),
     )
 )
-halves = pointer_to("uint16", "halves")
+shorts = pointer_to("uint16", "shorts")
 
 
 @intrinsic

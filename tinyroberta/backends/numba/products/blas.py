@@ -32,13 +32,13 @@ def digit_product(x, weight, scales, diagonals, O, bias, activation, residual):
 def _finished(y, bias, activation, residual):
     """Bias, activation and residual, in place."""
     by_numpy()
-    kind, stride = CODES[activation or "linear"], 0
+    code, stride = CODES[activation or "linear"], 0
     if residual is not None:
         residual = residual if residual.strides[1] == 4 else np.ascontiguousarray(residual)
         stride = residual.strides[0] // 4
-    activate_at = activate_block.address if kind != NONE else 0
+    activate_at = activate_block.address if code != NONE else 0
     given = {"T": len(y), "O": y.shape[1], "bias": bias, "residual": residual, "residual_row": stride}
-    parallel(_finish, -(-len(y) // TILE_ROWS), y=y, activation=kind, activate=activate_at, **given)
+    parallel(_finish, -(-len(y) // TILE_ROWS), y=y, activation=code, activate=activate_at, **given)
     return y
 
 

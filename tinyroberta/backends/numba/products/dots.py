@@ -11,7 +11,7 @@ from ..machine.memory import allocate, free
 from ..operands import DIGITS, ROUNDED, THREE_DIGITS, TWO_DIGITS
 from ..paths import missing_dots
 from ..sizes import BLOCK_SUMS, PANEL, ROW, SUMS, TILE, TILE_ROWS
-from .outputs import CUT, add_bias, deliver, hold_bias
+from .outputs import CUT, add_held_bias, deliver, hold_bias
 from .sums import combine, diagonals_of
 
 
@@ -99,7 +99,7 @@ def to_fetch(given, first, last, panel, size, height):
 
 
 @partial(Kernel, fields=CUT)
-def _sliced_dots(given, block, worker):
+def digit_dots(given, block, worker):
     """The same sums as the tiles', 4 rows at a time."""
     steps, panels, slices = given.steps, (given.O + PANEL - 1) // PANEL, given.slices
     chunk, panel = block // panels, block % panels
@@ -132,7 +132,7 @@ def _sliced_dots(given, block, worker):
 
 
 @partial(Kernel, fields=CUT)
-def _bf16_dots(given, block, worker):
+def bf16_dots(given, block, worker):
     steps, panels = given.steps, (given.O + PANEL - 1) // PANEL
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
@@ -150,9 +150,9 @@ def _bf16_dots(given, block, worker):
             else:
                 dots_bf16(s + r * SUMS, left, right, steps, ahead, pace)
             ahead += pace * steps * (ROW // 4)
-        add_bias(s, height, s + BLOCK_SUMS)
+        add_held_bias(s, height, s + BLOCK_SUMS)
         deliver(s, height, given, rows * TILE_ROWS, panel)
     free(memory)
 
 
-_sliced_dots.missing, _bf16_dots.missing = partial(missing_dots, False), partial(missing_dots, True)
+digit_dots.missing, bf16_dots.missing = partial(missing_dots, False), partial(missing_dots, True)

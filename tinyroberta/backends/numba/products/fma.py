@@ -15,7 +15,7 @@ from ..machine.memory import allocate, floats, free, words
 from ..sizes import PANEL, ROW, SUMS, TILE_ROWS
 from ..threads import parallel
 from .launch import run
-from .outputs import OUTPUT, add_bias, deliver, hold_bias
+from .outputs import OUTPUT, add_held_bias, deliver, hold_bias
 
 
 def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
@@ -73,7 +73,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
 
 
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
-ROWS, VECTORS = (8, 2) if WIDE else (6, 1)
+ROWS_AT_ONCE, VECTORS = (8, 2) if WIDE else (6, 1)
 DEPTH = 256  # products that one register sums
 
 
@@ -82,8 +82,8 @@ def multiply_by(fused):
 
     fused: a product and its sum are rounded once, else each, as backends/bitwise.py has it.
     """
-    many, one = fma_block(ROWS, VECTORS, fused=fused), fma_block(1, VECTORS, fused=fused)
-    many_16, one_16 = fma_block(ROWS, 1, fused=fused), fma_block(1, 1, fused=fused)
+    many, one = fma_block(ROWS_AT_ONCE, VECTORS, fused=fused), fma_block(1, VECTORS, fused=fused)
+    many_16, one_16 = fma_block(ROWS_AT_ONCE, 1, fused=fused), fma_block(1, 1, fused=fused)
 
     @njit(error_model="numpy")
     def multiply(c, c_row, rows, columns, a, a_row, a_column, b, b_row, depth):
@@ -92,13 +92,13 @@ def multiply_by(fused):
             left, right = a + k * a_column * 4, b + k * b_row * 4
             for column in range(0, columns, 16 * VECTORS):
                 full = column + 16 * VECTORS <= columns
-                for row in range(0, rows // ROWS * ROWS, ROWS):
+                for row in range(0, rows // ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE):
                     place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                     if full:
                         many(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
                     else:
                         many_16(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
-                for row in range(rows // ROWS * ROWS, rows):
+                for row in range(rows // ROWS_AT_ONCE * ROWS_AT_ONCE, rows):
                     place, x = c + (row * c_row + column) * 4, left + row * a_row * 4
                     if full:
                         one(place, c_row, x, a_row, a_column, right + column * 4, b_row, some, 0, 0)
@@ -109,8 +109,8 @@ def multiply_by(fused):
 
 
 multiply, multiply_in_order = multiply_by(FUSED), multiply_by(False)
-KINDS = ("float32", "bfloat16", "float16")  # of a panel's numbers
-HELD_AS = {np.dtype(name): kind for kind, name in enumerate(("float32", "uint16", "float16"))}
+NUMBERS = ("float32", "bfloat16", "float16")  # as which a panel may hold its numbers; NumPy's arrays of bf16 are uint16 here
+HELD_AS = {np.dtype(name): number for number, name in enumerate(("float32", "uint16", "float16"))}
 
 
 def by_panel(kind):
@@ -118,19 +118,19 @@ def by_panel(kind):
 
     The blocks of rows together fetch what comes next, the panel's next numbers or the following panel's first.
     """
-    many, only, one = (fma_block(rows, VECTORS, kind, fetches=n) for rows, n in ((ROWS, 1), (ROWS, 2), (1, 2)))
+    many, only, one = (fma_block(rows, VECTORS, kind, fetches=n) for rows, n in ((ROWS_AT_ONCE, 1), (ROWS_AT_ONCE, 2), (1, 2)))
     size = 4 if kind == "float32" else 2
 
     @njit(error_model="numpy")
     def multiply(y, rows, x, x_row, panel, depth, following):
-        full = rows // ROWS * ROWS
-        pace = (PANEL * size - 1) // (max(1, rows // ROWS) * 2 // VECTORS) + 1
+        full = rows // ROWS_AT_ONCE * ROWS_AT_ONCE
+        pace = (PANEL * size - 1) // (max(1, rows // ROWS_AT_ONCE) * 2 // VECTORS) + 1
         for k in range(0, depth, DEPTH):
             some = min(DEPTH, depth - k)
             ahead = panel + (k + DEPTH) * PANEL * size if k + DEPTH < depth else following
             for column in range(0, PANEL, 16 * VECTORS):
                 right = panel + (k * PANEL + column) * size
-                for row in range(0, full, ROWS):
+                for row in range(0, full, ROWS_AT_ONCE):
                     place, left = y + (row * PANEL + column) * 4, x + (row * x_row + k) * 4
                     if pace > ROW:
                         only(place, PANEL, left, x_row, 1, right, PANEL, some, ahead, pace)
@@ -146,29 +146,29 @@ def by_panel(kind):
     return multiply
 
 
-multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind in KINDS)
+multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind in NUMBERS)
 
 
 @partial(Kernel, fields=Fields(*OUTPUT, "x_row", "K", "held_as"))
-def _fma_products(given, block, worker):
-    K, panels, row, kind = given.K, (given.O + PANEL - 1) // PANEL, given.x_row, given.held_as
+def fma_products(given, block, worker):
+    K, panels, row, held_as = given.K, (given.O + PANEL - 1) // PANEL, given.x_row, given.held_as
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, given.T)
     bias = allocate((last - first + 1) * SUMS)
-    y, x, right = bias + SUMS, given.x + first * row * 4, given.weight + panel * K * PANEL * (2 if kind else 4)
+    y, x, right = bias + SUMS, given.x + first * row * 4, given.weight + panel * K * PANEL * (2 if held_as else 4)
     sums = carray(floats(y), (last - first) * PANEL)
     for i in range(len(sums)):
         sums[i] = np.float32(0)
     following = panel + given.threads
-    following = given.weight + following * K * PANEL * (2 if kind else 4) if following < panels else right
+    following = given.weight + following * K * PANEL * (2 if held_as else 4) if following < panels else right
     hold_bias(bias, given, panel)
-    if kind == 0:
+    if held_as == 0:
         multiply_float32(y, last - first, x, row, right, K, following)
-    elif kind == 1:
+    elif held_as == 1:
         multiply_bfloat16(y, last - first, x, row, right, K, following)
     else:
         multiply_float16(y, last - first, x, row, right, K, following)
-    add_bias(y, last - first, bias)
+    add_held_bias(y, last - first, bias)
     deliver(y, last - first, given, first, panel)
     free(bias)
 
@@ -180,20 +180,20 @@ def fma_product(x, weight, O, bias, activation, residual):
         x = contiguous(x, np.float32)
     chunk = max(1, min(T, 128))
     given = {"x_row": x.strides[0] // 4, "K": K, "held_as": HELD_AS[weight.dtype]}
-    return run(_fma_products, x, weight, (T, O), (chunk, -(-T // chunk)), bias, activation, residual, **given)
+    return run(fma_products, x, weight, (T, O), (chunk, -(-T // chunk)), bias, activation, residual, **given)
 
 
-@partial(Kernel, fields=Fields("parts", "each", "O", "K", "panels"))
+@partial(Kernel, fields=Fields("weights", "each", "O", "K", "panels"))
 def _pack_panels(given, block, worker):
-    """A block is a panel: 32 rows side by side, 16 columns at a time, so that what is written stays in the first-level cache."""
+    """A block of work is a panel: 32 rows are laid beside each other, 16 columns at a time, which the first-level cache holds."""
     each, O, K = given.each, given.O, given.K
-    parts, panel = carray(words(given.parts), O // each), carray(floats(given.panels + block * K * SUMS), (K, PANEL))
+    weights, panel = carray(words(given.weights), O // each), carray(floats(given.panels + block * K * SUMS), (K, PANEL))
     for start in range(0, K, TILE_ROWS):
         stop = min(start + TILE_ROWS, K)
         for c in range(PANEL):
             o = block * PANEL + c
             if o < O:
-                row = carray(floats(parts[o // each] + o % each * K * 4), K)
+                row = carray(floats(weights[o // each] + o % each * K * 4), K)
                 for k in range(start, stop):
                     panel[k, c] = row[k]
             else:
@@ -201,12 +201,12 @@ def _pack_panels(given, block, worker):
                     panel[k, c] = np.float32(0)
 
 
-def pack_panels(parts):  # P x (O/P, K) float32 -> (O/32, K, 32)
-    """A weight, given in parts of the same shape, as panels for fma_product, in half the bytes where that loses nothing."""
-    (each, K), places = parts[0].shape, np.array([address(part) for part in parts], np.int64)
-    O = each * len(parts)
+def pack_panels(weights):  # P x (O/P, K) float32 -> (O/32, K, 32)
+    """Weights of the same shape, joined, as panels for fma_product; as bf16 or f16 where that loses nothing."""
+    (each, K), addresses = weights[0].shape, np.array([address(weight) for weight in weights], np.int64)
+    O = each * len(weights)
     panels = aligned((-(-O // PANEL), K, PANEL), np.float32)
-    parallel(_pack_panels, len(panels), parts=places, each=each, O=O, K=K, panels=panels)
+    parallel(_pack_panels, len(panels), weights=addresses, each=each, O=O, K=K, panels=panels)
     for halved in (_as_bf16, _as_f16):
         if halved(panels[:1]) is not None and (half := halved(panels)) is not None:
             return half

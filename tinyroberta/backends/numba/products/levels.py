@@ -6,14 +6,14 @@ from ..compiled import Kernel
 from ..machine import amx
 from ..operands import ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
 from ..sizes import ROW
-from .dots import _bf16_dots, _sliced_dots
+from .dots import bf16_dots, digit_dots
 from .launch import chunks_of, run
-from .outputs import FLOATS
-from .tiles import _bf16_products, _sliced_products
+from .outputs import GIVES_FLOAT32
+from .tiles import bf16_tiles, digit_tiles
 
 
 class Level(NamedTuple):
-    """A row of the table. The second number of diagonals is for outliers: a feed-forward's second product, folded gains."""
+    """A row of the table. The second number of diagonals is for weights that have outliers or read them (CUTS in bitwise.py)."""
 
     operand: Operand
     diagonals: tuple[int, int]
@@ -22,9 +22,9 @@ class Level(NamedTuple):
 
 
 LEVELS = {
-    "highest": Level(THREE_DIGITS, (3, 4), _sliced_products, _sliced_dots),
-    "high": Level(TWO_DIGITS, (2, 3), _sliced_products, _sliced_dots),
-    "medium": Level(ROUNDED, (1, 1), _bf16_products, _bf16_dots),
+    "highest": Level(THREE_DIGITS, (3, 4), digit_tiles, digit_dots),
+    "high": Level(TWO_DIGITS, (2, 3), digit_tiles, digit_dots),
+    "medium": Level(ROUNDED, (1, 1), bf16_tiles, bf16_dots),
 }
 UNITS = ("tiles", "dots")
 KERNELS = {(unit, level.operand): getattr(level, unit) for level in LEVELS.values() for unit in UNITS}
@@ -36,7 +36,7 @@ def cuts_of(precision: str, reproducible: bool) -> Any:
     return tuple((level.operand, diagonals) for diagonals in level.diagonals)
 
 
-def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual, gives=FLOATS):
+def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual, gives=GIVES_FLOAT32):
     """Cut (T, K) and panels of pack_weights -> (T, O), on tiles or by dot products; a residual only to float32."""
     steps, slices = x.blocks.shape[1:3]
     chunks, shape = chunks_of(x.shape[0], steps * slices * ROW), (x.shape[0], O)

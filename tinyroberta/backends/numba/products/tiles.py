@@ -6,7 +6,7 @@ from ..compiled import Kernel, njit
 from ..machine import amx
 from ..machine.memory import allocate, free, prefetch
 from ..sizes import BLOCK_SUMS, PANEL, ROW, SUMS, TILE, TILE_ROWS
-from .outputs import CUT, add_bias, deliver, hold_bias
+from .outputs import CUT, add_held_bias, deliver, hold_bias
 from .sums import combine, diagonals_of
 
 zero_0, zero_1, zero_2, zero_3, zero_4, zero_5, zero_6, zero_7 = (amx.zero(t) for t in range(8))
@@ -18,7 +18,7 @@ dot_047, dot_147, dot_247, dot_157, dot_257, dot_357, dot_267, dot_367 = (
     amx.dot_int8(*t) for t in ((0, 4, 7), (1, 4, 7), (2, 4, 7), (1, 5, 7), (2, 5, 7), (3, 5, 7), (2, 6, 7), (3, 6, 7))
 )
 dot_046, dot_246, dot_256, dot_347 = (amx.dot_int8(*t) for t in ((0, 4, 6), (2, 4, 6), (2, 5, 6), (3, 4, 7)))
-half_046, half_147, half_256, half_357 = (amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)))
+bf16_046, bf16_147, bf16_256, bf16_357 = (amx.dot_bf16(*t) for t in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)))
 
 
 @njit(error_model="numpy")
@@ -98,7 +98,7 @@ def four(s, left, right, steps, ahead, lines):
 
 
 @partial(Kernel, fields=CUT)
-def _sliced_products(given, block, worker):
+def digit_tiles(given, block, worker):
     steps, panels, slices = given.steps, (given.O + PANEL - 1) // PANEL, given.slices
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
@@ -129,7 +129,7 @@ def _sliced_products(given, block, worker):
 
 
 @njit(error_model="numpy")
-def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, right_apart):
+def multiply_bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, right_apart):
     """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is.
 
     Of operands in parts, so many bytes apart, the products i + j < parts, the smallest first.
@@ -144,21 +144,21 @@ def bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, ri
                     for line in range(lines):
                         prefetch(ahead + line * ROW)
                     ahead += lines * ROW
-                    load_4(a, ROW), load_6(b, ROW), half_046(), load_7(b + TILE, ROW), half_147()
-                    load_5(c, ROW), half_256(), half_357()
+                    load_4(a, ROW), load_6(b, ROW), bf16_046(), load_7(b + TILE, ROW), bf16_147()
+                    load_5(c, ROW), bf16_256(), bf16_357()
                     a, b, c = a + TILE, b + 2 * TILE, c + TILE
             else:
                 for _ in range(steps):
                     for line in range(lines):
                         prefetch(ahead + line * ROW)
                     ahead += lines * ROW
-                    load_4(a, ROW), load_6(b, ROW), half_046(), load_7(b + TILE, ROW), half_147()
+                    load_4(a, ROW), load_6(b, ROW), bf16_046(), load_7(b + TILE, ROW), bf16_147()
                     a, b = a + TILE, b + 2 * TILE
     store_0(s, SUMS), store_1(s + ROW, SUMS), store_2(s + BLOCK_SUMS, SUMS), store_3(s + BLOCK_SUMS + ROW, SUMS)
 
 
 @partial(Kernel, fields=CUT)
-def _bf16_products(given, block, worker):
+def bf16_tiles(given, block, worker):
     steps, panels = given.steps, (given.O + PANEL - 1) // PANEL
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
@@ -173,12 +173,12 @@ def _bf16_products(given, block, worker):
     for rows in range(first, last, 2):
         left = given.x + rows * steps * TILE
         below = left + steps * TILE if rows + 1 < last else 0
-        bf16_tiles(s, left, below, given.weight + panel * size, steps, ahead, lines, 1, 0, 0)
+        multiply_bf16_tiles(s, left, below, given.weight + panel * size, steps, ahead, lines, 1, 0, 0)
         ahead += lines * ROW * steps
-        add_bias(s, 2 * TILE_ROWS, s + 2 * BLOCK_SUMS)
+        add_held_bias(s, 2 * TILE_ROWS, s + 2 * BLOCK_SUMS)
         deliver(s, 2 * TILE_ROWS, given, rows * TILE_ROWS, panel)
     amx.release()
     free(memory)
 
 
-_sliced_products.missing = _bf16_products.missing = amx.missing
+digit_tiles.missing = bf16_tiles.missing = amx.missing
