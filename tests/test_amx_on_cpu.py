@@ -21,8 +21,9 @@ import pytest
 pytest.importorskip("numba")
 from amx_on_cpu import emulator
 
-from tinyroberta.backends.numba import amx, paths
-from tinyroberta.backends.numba.llvm import X86
+from tinyroberta.backends.numba import paths
+from tinyroberta.backends.numba.machine import amx
+from tinyroberta.backends.numba.machine.features import X86
 
 TESTS = Path(__file__).parent
 native = amx.missing() is None
@@ -428,11 +429,10 @@ def test_the_numba_backend_on_avx2() -> None:
 
 
 ASSEMBLY = """
-from numba import cfunc
-from tinyroberta.backends.numba import compiled, gemm
-compiled.keep_promises()
-made = cfunc("void(int64, int64, int64)", error_model="numpy")(gemm._fma_products.function)
-print(made._library.get_asm_str())
+from tinyroberta.backends.numba import compiled
+from tinyroberta.backends.numba.products import fma
+dispatcher, kinds = compiled.dispatcher_of(fma.fma_products)
+print(dispatcher.inspect_asm(kinds))
 """
 
 

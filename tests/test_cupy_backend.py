@@ -226,10 +226,10 @@ def test_planted_the_flag_that_cupy_adds(ops: Any, monkeypatch: pytest.MonkeyPat
 
 def test_digits_and_scales_are_the_cpu_backends(ops: Any) -> None:
     pytest.importorskip("numba")
-    from tinyroberta.backends.numba import norm
+    from tinyroberta.backends.numba import norm, operands
 
     x = rows_of_every_size(37, 70)
-    (ours,), theirs = ops.digits.cut(ops.asarray(x)), norm.cut(x, 3)
+    (ours,), theirs = ops.digits.cut(ops.asarray(x)), norm.cut(x, operands.THREE_DIGITS)
     np.testing.assert_array_equal(ours.digits.get(), theirs.blocks.transpose(0, 3, 1, 2, 4).reshape(-1, 2, 3, 64)[:37])
     np.testing.assert_array_equal(ours.scales.get(), theirs.scales[:37])
 
