@@ -368,8 +368,9 @@ import sys
 import numpy as np
 import tinyroberta
 from models_for_tests import new_model
-from tinyroberta.backends.numba import amx, buffers
+from tinyroberta.backends.numba import buffers
 from tinyroberta.backends.numba.compiled import Kernel
+from tinyroberta.backends.numba.machine import amx
 
 config = tinyroberta.RobertaPreLayerNormConfig(
     vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, max_position_embeddings=40
