@@ -24,15 +24,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
-from models_for_tests import digits, sliced_product
+from models_for_tests import dense, digits, sliced_product
 
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
+from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
 from tinyroberta.config import ACTIVATIONS, CONFIGS
 from tinyroberta.models import CLASSES
+from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
@@ -154,9 +156,9 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
     x, w, bias = (
         a.astype(ops.weights.OPERANDS[precision]).astype(np.float32) for a in (x, w, bias)
     )  # exact: of the same operands
-    tree = ops.prepare({"intermediate": {"dense": {"weight": w, "bias": bias}}, "other": {"weight": w, "bias": bias}},
-                       Settings(matmul_precision=precision))  # fmt: skip
-    layers = [tree["other"], tree["intermediate"]["dense"]]
+    given = {"other": dense(w, bias), "first": dense(w, bias, feeds=ACTIVATION)}
+    tree = ops.prepare(given, Settings(matmul_precision=precision))
+    layers = [tree["other"], tree["first"]]
     if precision == "high":  # these are TF32's, since nothing bounds their rows; where something does:
         half = ops.cp.asarray(w.astype(np.float16))
         layers += [
@@ -249,9 +251,7 @@ def norm_cut_misses(ops: Any, rows: int, width: int) -> int:
 def sliced_layer(ops: Any, weight: Any, bias: Any, second: bool) -> Any:
     """A dense layer's prepared weight and bias; a feed-forward's second keeps eight products."""
     use(ops, "sliced")
-    dense = {"output": {"dense": {"weight": weight, "bias": bias}}}
-    tree = ops.prepare(dense if second else {"attention": dense}, Settings())
-    layer = (tree if second else tree["attention"])["output"]["dense"]
+    layer = ops.prepare({"layer": dense(weight, bias, after_activation=second)}, Settings())["layer"]
     assert layer["weight"].diagonals == 3 + second
     return layer
 
@@ -579,12 +579,12 @@ def test_outlying_norm_gains_cost_no_accuracy(ops: Any, monkeypatch: pytest.Monk
     exact = normed @ weight.T.astype(np.float64) + bias
 
     def error() -> float:
-        branch = {"LayerNorm": {"weight": gain, "bias": shift}, "dense": {"weight": weight, "bias": bias}}
-        layer = ops.prepare({"layer": {"0": {"intermediate": branch}}}, Settings())["layer"]["0"]["intermediate"]
-        return relative(host(ops.linear(ops.layer_norm(ops.asarray(x), **layer["LayerNorm"], eps=1e-5), **layer["dense"])), exact)
+        norm = Norm(gain, shift, PRODUCTS, 0)
+        layer = ops.prepare({"norm": norm, "dense": dense(weight, bias, reads=Normed((norm,)))}, Settings())
+        return relative(host(ops.linear(ops.layer_norm(ops.asarray(x), **layer["norm"], eps=1e-5), **layer["dense"])), exact)
 
     assert error() < 4e-7
-    monkeypatch.setattr(ops.weights, "fold", lambda branch, _: (branch, False))  # planted
+    monkeypatch.setattr(ops.weights, "shares_of", lambda _: {})  # planted
     assert error() > 1e-6
 
 
@@ -767,9 +767,8 @@ def test_logits_to_keep(ops: Any, keep: Any) -> None:  # noqa: ARG001
 
 def test_tied_weights_are_moved_once(ops: Any) -> None:
     word = np.ones((8, 4), np.float32)
-    tree = ops.prepare({"embeddings": {"word_embeddings": {"weight": word}},
-                        "lm_head": {"decoder": {"weight": word, "bias": np.zeros(8, np.float32)}}}, Settings())  # fmt: skip
-    assert tree["lm_head"]["decoder"]["weight"].array is tree["embeddings"]["word_embeddings"]["weight"]
+    tree = ops.prepare({"words": Table(word, WORDS, True), "decoder": dense(word)}, Settings())
+    assert tree["decoder"]["weight"].array is tree["words"]["weight"]
 
 
 # f16, where no text can leave its range.
@@ -792,8 +791,27 @@ def weights_like_trained(config: RobertaPreLayerNormConfig) -> dict[str, Any]:
     return tensors
 
 
+def named(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A plan's records by their places, those of layers without a prefix."""
+    records: dict[str, Any] = {}
+    for name, x in tree.items():
+        place = f"{path}{name}"
+        records |= (
+            named(x, f"{place}.") if isinstance(x, dict) else {place.removesuffix(".qkv").removeprefix("encoder.layer."): x}
+        )
+    return records
+
+
 def halves_of(ops: Any, tensors: dict[str, Any]) -> set[str]:
-    return {".".join(path).removeprefix("encoder.layer.") for path in ops.weights.halves(nest(tensors))}
+    planned = plan(nest(tensors))
+    found = ops.weights.halves(planned)
+    return {name for name, record in named(planned).items() if record in found}
+
+
+def plant_halves(ops: Any, monkeypatch: pytest.MonkeyPatch, places: set[str]) -> None:
+    """f16 in these places, whatever the weights say."""
+    planted = lambda tree: {record for name, record in named(tree).items() if name in places}  # noqa: E731
+    monkeypatch.setattr(ops.weights, "halves", planted)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -802,24 +820,22 @@ def test_no_row_comes_further_than_its_bound(ops: Any, post_norm: bool) -> None:
 
     random = np.random.default_rng()
     weight, (gain, shift), bias = random.standard_normal((90, 48)), random.standard_normal((2, 48)), random.standard_normal(90)
-    norms = [{"weight": gain, "bias": shift}, {"weight": gain / 2, "bias": shift}][: 1 + post_norm]
-    made = half._made({"weight": weight, "bias": bias}, norms)
+    norms = [Norm(gain, shift, STREAM, 0), Norm(gain / 2, shift, STREAM, 1)][: 1 + post_norm]
+    made = half._made(weight, bias, Normed(tuple(norms)))
     rows = np.concatenate([random.standard_normal((20000, 48)), weight * gain, -weight * gain, 1e8 * np.eye(48)])
     for norm in norms:
-        normed = definition.layer_norm(rows, norm["weight"], norm["bias"], 1e-12)
+        normed = definition.layer_norm(rows, norm.weight, norm.bias, 1e-12)
         assert (np.abs(normed).max(0) <= half._normed(norm).most).all()
         np.testing.assert_allclose(np.sqrt(np.square(normed[:20000]).mean(0)), half._normed(norm).mean, 0.05)
         y = normed @ weight.T + bias
         assert (np.abs(y).max(0) <= made.most).all()
     first = definition.layer_norm(rows, gain, shift, 1e-12) @ weight.T + bias
     pull = weight * gain
-    reached = np.linalg.norm(pull - pull.mean(1, keepdims=True), axis=1) / np.linalg.norm(
-        pull, axis=1
-    )  # a norm's rows have mean 0
-    assert (np.abs(first).max(0) > 0.9 * reached * made.most).all()  # rows made for it come near
-    assert (half._made({"weight": weight, "bias": bias + 1e4 * (np.arange(90) == 7)}, norms).most[7] > 9e3).all()
-    huge = {"weight": np.ones(2), "bias": np.full(2, 1e7)}  # what cancels in the weights is rounded first
-    assert half._made({"weight": np.array([[1.0, -1.0]]), "bias": np.zeros(1)}, [huge]).most[0] > 2e7 * 2.0**-11
+    reached = np.linalg.norm(pull - pull.mean(1, keepdims=True), axis=1) / np.linalg.norm(pull, axis=1)
+    assert (np.abs(first).max(0) > 0.9 * reached * made.most).all()  # rows made for it come near, but that a norm's have mean 0
+    assert (half._made(weight, bias + 1e4 * (np.arange(90) == 7), Normed(tuple(norms))).most[7] > 9e3).all()
+    huge = Norm(np.ones(2), np.full(2, 1e7), STREAM, 0)  # what cancels in the weights is rounded first
+    assert half._made(np.array([[1.0, -1.0]]), np.zeros(1), Normed((huge,))).most[0] > 2e7 * 2.0**-11
 
 
 def by(factor: float, *parts: str, only: Any = ...) -> Callable[[dict[str, Any]], None]:
@@ -956,7 +972,7 @@ def test_outliers_are_not_infinite_in_high(
     use(ops, route)
     name = "RobertaModel" if config is POST_NORM else "RobertaPreLayerNormModel"
     tensors = {name: x for name, x in weights_like_trained(config).items() if not name.startswith("lm_head")}
-    whole = ops.weights.halves(nest(tensors))
+    whole = halves_of(ops, tensors)
     OUTLIERS[outlier](tensors)
     exact = getattr(tinyroberta, name)(config, tensors, backend="numpy", dtype="float64")
 
@@ -975,7 +991,7 @@ def test_outliers_are_not_infinite_in_high(
     assert error(reached=False) < 4 * BUDGETS["high"]
     if outlier == "in the residual stream":  # which is float32, whatever the products read
         return
-    monkeypatch.setattr(ops.weights, "halves", lambda _: whole)  # planted: f16 as without the outlier
+    plant_halves(ops, monkeypatch, whole)  # as without the outlier
     with np.errstate(over="ignore"):
         assert error(reached=True) > 1e-2
         assert outlier != "in what some texts reach" or error(reached=False) < 4 * BUDGETS["high"]
@@ -1011,8 +1027,7 @@ def test_what_cross_attention_reads_is_not_infinite_in_high(
         return relative(host(model(**inputs).logits), exact(**inputs).logits)
 
     assert error() < 4 * BUDGETS["high"]
-    reading = {("encoder", "layer", index, "crossattention", "self", part) for index in "01" for part in ("key", "value")}
-    monkeypatch.setattr(ops.weights, "halves", lambda _: reading)  # planted
+    plant_halves(ops, monkeypatch, {f"{index}.crossattention.self.{part}" for index in "01" for part in ("key", "value")})
     with np.errstate(over="ignore"):
         assert not error() < 4 * BUDGETS["high"]
 
@@ -1262,8 +1277,8 @@ def product_error(ops: Any, precision: str, shape: tuple[int, int, int] = (70, 5
     random = np.random.default_rng()
     M, N, K = shape
     x, w = (random.standard_normal(s).astype(BF16).astype(np.float32) for s in ((M, K), (N, K)))
-    tree = ops.prepare({"dense": {"weight": w, "bias": np.zeros(N, np.float32)}}, Settings(matmul_precision=precision))
-    return relative(host(ops.linear(ops.asarray(x), **tree["dense"])), x.astype(np.float64) @ w.T)
+    layer = ops.prepare({"layer": dense(w)}, Settings(matmul_precision=precision))["layer"]
+    return relative(host(ops.linear(ops.asarray(x), **layer)), x.astype(np.float64) @ w.T)
 
 
 def attention_error(ops: Any, dtype: Any, causal: bool = True) -> float:

@@ -1,13 +1,14 @@
 """What becomes of a checkpoint's weights on the device: each in the dtype, or in the digits, of the product that reads it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cupy as cp
 import numpy as np
 
 from ...errors import Error
-from .. import Settings
-from ..bitwise import DEEPEST, READERS, fold
+from .. import Settings, records
+from ..bitwise import DEEPEST, shared, shares_of
 from .device import chosen_route
 from .digits import Cut, cut
 from .half import halves
@@ -53,10 +54,7 @@ class Segments(NamedTuple):
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The weights on the device, each layer's query, key and value joined as `qkv`.
-
-    Raises Error on settings that this backend does not have.
-    """
+    """The weights on the device, a dense layer's parts joined; raises Error on settings that this backend does not have."""
     if settings.dtype != "float32":
         raise Error(f"the cupy backend computes in float32; dtype={settings.dtype!r} is the numpy backend's")
     if settings.reproducible:
@@ -64,43 +62,46 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     precision = settings.matmul_precision
     sliced = chosen_route() == "sliced" and precision == "highest"
     halved = halves(tree) if precision == "high" else set()
+    shares = shares_of(tree) if sliced else {}
     moved: dict[tuple[int, Any], tuple[Any, Array]] = {}  # what was moved is held, so that no other gets its id
 
-    def move(x: Any, dtype: Any) -> Array:  # tied weights, one array under two names, stay one
+    def move(x: Any, dtype: Any) -> Array:  # tied weights, one array in two records, stay one
         key = (id(x), dtype)
         if key not in moved:
             moved[key] = (x, cp.asarray(np.ascontiguousarray(x.astype(dtype, copy=False))))
         return moved[key][1]
 
-    def operand(path: tuple[str, ...]) -> Any:
-        return OPERANDS[precision] if precision != "high" or path in halved else FLOAT
+    def operand(record: Any) -> Any:
+        return OPERANDS[precision] if precision != "high" or record in halved else FLOAT
 
-    def visit(branch: dict[str, Any], path: tuple[str, ...], folded: bool = False) -> dict[str, Any]:
-        if sliced and path and path[-1] in READERS:
-            branch, folded = fold(branch, path[-1])
-        if path[-1:] == ("self",) and path[-2:-1] == ("attention",):
-            parts = [branch[part] for part in ("query", "key", "value")]
-            joined = {leaf: np.concatenate([part[leaf] for part in parts]) for leaf in ("weight", "bias")}
-            out = FLOAT if "distance_embedding" in branch else operand(path)
-            rest = {key: visit(value, (*path, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": dense(joined, path, out, folded)} | rest
-        if isinstance(branch.get("weight"), dict) or "weight" not in branch:
-            return {key: visit(value, (*path, key), folded) for key, value in branch.items()}
-        if path[-1].endswith(("_embeddings", "_embedding")):
-            table = move(branch["weight"], FLOAT)
-            return {"weight": Segments(table, "LayerNorm" in tree["embeddings"]) if path[-1].startswith("token_type") else table}
-        if branch["weight"].ndim == 1:  # a norm: as its product wants it where nothing else reads it: pre-norm, the head
-            wanted = DIGITS if sliced and len(branch["weight"]) <= DEEPEST else operand(path)
-            out = wanted if path[-1] == "layer_norm" or ("layer" in path and path[-2] != "output") else FLOAT
-            return {"weight": Norm(move(branch["weight"], FLOAT), out), "bias": move(branch["bias"], FLOAT)}
-        inner = path[-2:] == ("intermediate", "dense") or path[-1] in ("query", "key", "value")
-        second = path[-2:] == ("output", "dense") and not any("attention" in name for name in path)
-        return dense(branch, path, operand(path) if inner else FLOAT, folded or second)
+    def joined(parts: Sequence[Any]) -> Any:
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def dense(branch: dict[str, Any], path: tuple[str, ...], out: Any, heavy: bool) -> dict[str, Any]:
-        if sliced:  # eight products for a heavy tail: of folded weights, and of what comes out of an activation
-            return {"weight": Sliced(cut(move(branch["weight"], FLOAT)), 3 + heavy), "bias": move(branch["bias"], FLOAT)}
-        weight = Dense(move(branch["weight"], operand(path)), precision, out, path[-2:] != ("output", "dense"))
-        return {"weight": weight, "bias": move(branch["bias"], out)}
+    def dense(layer: records.Dense) -> dict[str, Any]:
+        weight, bias = joined(layer.parts), joined(layer.biases)
+        if sliced:  # eight products for a heavy tail: of shared gains, and of what comes out of an activation
+            tailed = layer.sublayer in shares or isinstance(layer.reads, records.Activated)
+            return {"weight": Sliced(cut(move(weight, FLOAT)), 3 + tailed), "bias": move(bias, FLOAT)}
+        out = operand(layer) if layer.feeds in HANDED_ON else FLOAT
+        held = Dense(move(weight, operand(layer)), precision, out, layer.feeds != records.STREAM)
+        return {"weight": held, "bias": move(bias, out)}
 
-    return Prepared(visit(tree, ()))
+    def norm(record: records.Norm) -> dict[str, Any]:  # as its products want it, where nothing else reads it
+        wanted = DIGITS if sliced and len(record.weight) <= DEEPEST else operand(record)
+        out = wanted if record.feeds == records.PRODUCTS else FLOAT
+        return {"weight": Norm(move(record.weight, FLOAT), out), "bias": move(record.bias, FLOAT)}
+
+    def prepared(record: Any) -> dict[str, Any]:
+        record = shared(record, shares)
+        if isinstance(record, records.Dense):
+            return dense(record)
+        if isinstance(record, records.Norm):
+            return norm(record)
+        table = move(record.weight, FLOAT)
+        return {"weight": Segments(table, record.normed) if record.of == records.SEGMENTS else table}
+
+    return Prepared(records.mapped(tree, prepared))
+
+
+# What attention and activations read is handed on as they multiply it; relative positions read queries and keys as float32.
+HANDED_ON = (records.ATTENTION, records.CROSS_ATTENTION, records.ACTIVATION)
