@@ -15,7 +15,7 @@ from . import cublaslt
 from .digits import Cut, cut, digit_product, empty_cut
 from .half import UNBOUNDED
 from .launch import BF16, CPP_NAMES, DIGITS, F16, FLOAT, MOST_BLOCKS, Tile, at_once, launch, launch_rows, launch_tiles
-from .weights import Dense, Norm, Segments, Sliced
+from .weights import Gains, Matrix, Segments, Sliced
 
 Array = Any
 
@@ -58,7 +58,7 @@ def _added(x: Embedded) -> Array:
     return y
 
 
-def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
+def layer_norm(x: Array, weight: Gains, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
     """Each row less its mean, over its standard deviation, scaled and shifted."""
     rows, width = len(x.token_types if isinstance(x, Embedded) else x), len(bias)
     norm = {"weight": weight.array, "bias": bias, "width": width, "eps": eps}
@@ -79,7 +79,7 @@ def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T,
 
 
 def linear(
-    x: Array | Cut, weight: Dense | Sliced, bias: Array, activation: Activation | None = None, residual: Array | None = None
+    x: Array | Cut, weight: Matrix | Sliced, bias: Array, activation: Activation | None = None, residual: Array | None = None
 ) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
     """activation(x W^T + b) + residual."""
     if callable(activation):
