@@ -204,7 +204,7 @@ def verdict(plain: Sequence[float], sliced: Sequence[float]) -> str:
     route = "sliced" if mean < 1 else "float"
     return (
         f"The sliced route takes {mean:.2f} of plain float32's time (geometric mean; {ratios[0]:.2f} to {ratios[-1]:.2f}): "
-        f'on this GPU the default in tinyroberta/backends/cupy/__init__.py should be ROUTE = "{route}".'
+        f'on this GPU the default in tinyroberta/backends/cupy/device.py should be ROUTE = "{route}".'
     )
 
 

@@ -10,6 +10,7 @@ possible. The error is relative to float64, in the Frobenius norm.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import time
@@ -28,6 +29,7 @@ from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.numba import compiled, paths
 from tinyroberta.backends.numba.machine import amx
 from tinyroberta.backends.numba.machine.features import FEATURES
+from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere
 
 from . import cpu
 
@@ -180,32 +182,32 @@ def in_turn(function: Callable[..., Any], weights: list[Any], *rest: Any, **name
 
 def linear_cases(limits: dict[str, float], tokens: list[int], random: Any, size: str) -> Iterator[Case]:
     ops, (D, F, _) = load_backend("numba"), SHAPES[size]
-    kinds = {  # inputs, outputs, activation, residual, where it stands in a layer
-        "query, key, value": (D, 3 * D, None, False, "dense"),
-        "attention's output": (D, D, None, True, "dense"),
-        "feed-forward, GELU": (D, F, "gelu", False, "dense"),
-        "feed-forward's output": (F, D, None, True, "output"),
+    kinds = {  # inputs, outputs, activation, residual, whether its rows come out of one
+        "query, key, value": (D, 3 * D, None, False, False),
+        "attention's output": (D, D, None, True, False),
+        "feed-forward, GELU": (D, F, "gelu", False, False),
+        "feed-forward's output": (F, D, None, True, True),
     }
     for path in (p for p in paths.PATHS if paths.reason_against(p) is None):
         for precision in MOST:
             if precision != "highest" and paths.unit_of(path, precision)[0] in ("fma", "blas"):
                 continue  # the same as highest there
-            for kind, (I, O, activation, adds, place) in kinds.items():
+            for kind, (I, O, activation, adds, after_gelu) in kinds.items():
                 weight, bias = (random.standard_normal(shape, np.float32) for shape in ((O, I), (O,)))
                 weight *= np.float32(0.02)
-                leaf = {"dense": {"weight": weight, "bias": bias}}
+                layer = Dense((weight,), (bias,), Elsewhere(), CALLER, 0)
+                layer = dataclasses.replace(layer, reads=Activated(layer)) if after_gelu else layer
                 with forced(path):
                     settings = Settings(matmul_precision=precision)
-                    prepared = [ops.prepare(leaf if place == "dense" else {place: leaf}, settings) for _ in range(LAYERS)]
-                held = [(p if place == "dense" else p[place])["dense"]["weight"] for p in prepared]
+                    held = [ops.prepare({"layer": layer}, settings)["layer"]["weight"] for _ in range(LAYERS)]
                 bytes_ = getattr(held[0], "panels", weight).nbytes
                 for T in tokens:
                     x = random.standard_normal((T, I), np.float32)
-                    if place == "output":
+                    if after_gelu:
                         x = definition.activation(x, "gelu")
                     residual = random.standard_normal((T, O), np.float32) if adds else None
                     exact = definition.linear(x.astype(float), weight.astype(float), bias.astype(float), activation, residual)
-                    peak = product_peak(path, precision, place == "output", limits)
+                    peak = product_peak(path, precision, after_gelu, limits)
                     moved = bytes_ + 4 * T * (I + O * (2 if adds else 1))
 
                     def call(

@@ -2,6 +2,7 @@
 of sliced products.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tinyroberta import Cache, RobertaPreLayerNormConfig
 from tinyroberta.backends import load_backend
+from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere, mapped
 
 UNIT = 2.0**-24  # float32's rounding of a number near 1
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6}  # relative, in the Frobenius norm
@@ -92,8 +94,12 @@ def shaken(model: Any, seed: int) -> Any:
     def shake(x: Array) -> Array:
         return x + UNIT * np.abs(x).max(-1, keepdims=True) * random.uniform(-1, 1, x.shape)
 
-    def shake_tree(tree: dict[str, Any]) -> dict[str, Any]:
-        return {key: shake_tree(x) if isinstance(x, dict) else shake(x.astype(np.float64)) for key, x in tree.items()}
+    def shake_record(record: Any) -> Any:
+        if isinstance(record, Dense):
+            parts, biases = ([shake(x.astype(np.float64)) for x in xs] for xs in (record.parts, record.biases))
+            return replace(record, parts=parts, biases=biases)
+        shaken = {name: shake(x.astype(np.float64)) for name, x in vars(record).items() if isinstance(x, np.ndarray)}
+        return replace(record, **shaken)
 
     def attention(q: Array, k: Array, v: Array, *others: Any) -> Any:
         out, probabilities = definition.attention(shake(q), shake(k), shake(v), *others)
@@ -105,12 +111,18 @@ def shaken(model: Any, seed: int) -> Any:
         "linear": lambda x, *others, **more: shake(definition.linear(shake(x), *others, **more)),
         "attention": attention,
         "relative": lambda *given: shake(definition.relative(*given)),
-        "prepare": lambda tree, settings: definition.prepare(shake_tree(tree), settings),
+        "prepare": lambda tree, settings: definition.prepare(mapped(tree, shake_record), settings),
     }
     kind = type(model)
     return type(kind.__name__, (kind,), {"ops": SimpleNamespace(**vars(definition) | shaking)})(
         model.config, model.tensors, backend="numpy", dtype="float64"
     )
+
+
+def dense(weight: Array, bias: Array | None = None, after_activation: bool = False, **roles: Any) -> Dense:
+    """The record of a dense layer that stands alone, whose rows come out of an activation or from elsewhere."""
+    layer = Dense((weight,), (np.zeros(len(weight), np.float32) if bias is None else bias,), Elsewhere(), CALLER, 0)
+    return replace(layer, **{"reads": Activated(layer)} if after_activation else {}, **roles)
 
 
 def digits(x: Array, count: int) -> tuple[Array, Array]:  # (T, K) -> (count, T, K) int64, (T,)

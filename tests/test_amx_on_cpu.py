@@ -356,6 +356,47 @@ def test_the_numba_backend_on_tiles() -> None:
     assert "AMX" not in said  # as a reason to skip
 
 
+@emulated
+@pytest.mark.skipif(native, reason="the CPU has AMX: they run on it")
+def test_random_models_equal_transformers_on_tiles() -> None:
+    pytest.importorskip("transformers")
+    passes(emulator.environment(), str(TESTS / "test_live.py"), "-m", "live")
+
+
+KERNELS = """
+import sys
+import numpy as np
+import tinyroberta
+from models_for_tests import new_model
+from tinyroberta.backends.numba import amx, buffers
+from tinyroberta.backends.numba.compiled import Kernel
+
+config = tinyroberta.RobertaPreLayerNormConfig(
+    vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, max_position_embeddings=40
+)
+ids, run = np.arange(40).reshape(2, 20) + 3, set()
+for precision in ("highest", "high", "medium"):
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, config, matmul_precision=precision)
+    recording = buffers.Recording()
+    with buffers.recorded(recording):
+        model(ids, output_hidden_states=True)
+    run |= {address for address, *_ in recording.calls}
+for module in [module for name, module in sys.modules.items() if name.startswith("tinyroberta.")]:
+    for name, kernel in vars(module).items():
+        if isinstance(kernel, Kernel) and kernel.missing is amx.missing:
+            print(name, kernel.address in run)
+"""
+
+
+@instructions
+def test_every_kernel_of_tiles_runs() -> None:
+    done = python((({} if native else emulator.environment()) | {"PYTHONPATH": str(TESTS)}), "-c", KERNELS)
+    assert done.returncode == 0, done.stderr
+    kernels = dict(line.split() for line in done.stdout.splitlines())
+    assert len(kernels) == 4
+    assert set(kernels.values()) == {"True"}, kernels
+
+
 PEAKS = """
 from benchmarks import ops
 found = ops.peaks()

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,7 +138,8 @@ def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path, backend: st
             (tmp_path / path.name).write_bytes(path.read_bytes())
     text = "The <mask> is red."
     command = ("fill-mask", "--json", "--backend", backend, text)
-    assert run(*command, "--model", str(tmp_path)).stdout == run(*command).stdout
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert run(*command, "--model", str(path)).stdout == run(*command).stdout
     (tmp_path / "tokenizer.json").unlink()
     assert "holds no tokenizer" in run("fill-mask", "--model", str(tmp_path), text).stderr
 
@@ -160,6 +164,175 @@ def test_a_full_disk_and_names_that_steer_a_terminal() -> None:
     done = run("inspect", "./\x1b[31mred")
     assert "\x1b" not in done.stderr
     assert done.returncode == 1
+
+
+LINE = "She opened the <mask> and looked out at the sea."
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tinyroberta", *arguments]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lines_of_a_file_and_of_standard_input_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    """As Notepad and PowerShell write them; a file's path, "-" and nothing at all are asked the same."""
+    written = (("\ufeff" if encoding[-3:] in ("-le", "-be") else "") + f"{LINE}\r\n\r\nA naïve <mask>.\r\n").encode(encoding)
+    (tmp_path / "lines.txt").write_bytes(written)
+    for arguments in ([], ["-"], [str(tmp_path / "lines.txt")], ["-", "One <mask>.", str(tmp_path / "lines.txt")]):
+        done = subprocess.run(
+            command("fill-mask", "--json", "--top-k", "1", *arguments),
+            input=written, capture_output=True, timeout=120, check=False, env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+        once = [LINE, "A naïve <mask>."]
+        assert texts == (once if len(arguments) < 2 else [*once, "One <mask>.", *once])
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"PK\x03\x04" + bytes(200))
+    for arguments, stdin in (([str(tmp_path / "model.bin")], None), ([], "a\0b")):
+        done = run("fill-mask", *arguments, stdin=stdin)
+        assert done.returncode == 1
+        assert "is no text" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "no <mask> in" in run("fill-mask", str(tmp_path)).stderr  # a folder is not read
+
+
+@pytest.mark.parametrize("arguments", [("fill-mask", LINE), ("fill-mask", "A <mask> and a <mask>."), ("inspect", str(FOLDER))])
+@pytest.mark.parametrize("columns", ["40", "100"])
+def test_a_pipe_gets_no_padding_and_no_wrapping(arguments: tuple[str, ...], columns: str) -> None:
+    narrow, wide = run(*arguments, COLUMNS=columns), run(*arguments, COLUMNS="300")
+    assert narrow.returncode == 0
+    assert narrow.stdout == wide.stdout
+    assert not [line for line in narrow.stdout.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 120])
+def test_a_terminal_of_few_columns(columns: int) -> None:
+    """No line is longer than the terminal and no word is cut; the sentences are there where they have room."""
+    for arguments in (("fill-mask", LINE), ("inspect", str(FOLDER))):
+        shown = run(*arguments, FORCE_COLOR="1", COLUMNS=str(columns)).stdout
+        lines = re.sub("\x1b\\[[0-9;]*m", "", shown).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert "…" not in shown or columns < 40
+        if arguments[0] == "fill-mask":
+            assert any(re.fullmatch(" *52[.]5% .*door.*", line) for line in lines)
+            assert ("sentence" in shown) == (columns >= 80)
+            assert len(lines) < 14  # no sentence takes more than two
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("info >&-", 1, "standard output is closed"),
+        (f"inspect {FOLDER} >&-", 1, "standard output is closed"),
+        ("fill-mask 'A <mask>.' >&-", 1, "standard output is closed"),
+        ("fill-mask <&-", 1, "standard input is closed"),
+        ("fill-mask - <&-", 1, "standard input is closed"),
+        ("fill-mask 'A <mask>.' <&-", 0, ""),
+        ("fill-mask --json 'no mask' 2>&- | tail -n +2", 0, ""),  # what is told is told nowhere, not among the answers
+        (f"convert {FOLDER} MADE <&- >&- 2>&-", 0, ""),
+        (f"convert {FOLDER} MADE <&- >&-", 0, ""),
+        ("info > /dev/full", 1, "No space left"),
+        ("--help | true", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(line: str, status: int, said: str, tmp_path: Path) -> None:
+    if "/dev/full" in line and not Path("/dev/full").exists():
+        pytest.skip("no such device")
+    script = f"{sys.executable} -m tinyroberta {line}".replace("MADE", str(tmp_path / "made"))
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
+    assert not done.stdout or "fill-mask 'A" in line or "--help" in line
+    if "MADE" in line:
+        assert tinyroberta.load(tmp_path / "made", backend="numpy").config.vocab_size == 8192
+
+
+def test_a_model_that_cannot_fill_masks_and_a_revision_of_nothing(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = tinyroberta.RobertaConfig(vocab_size=8192, **sizes, max_position_embeddings=40)
+    for cls in (tinyroberta.RobertaForSequenceClassification, tinyroberta.RobertaModel):
+        cls(config).save_pretrained(tmp_path / cls.__name__)
+        (tmp_path / cls.__name__ / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
+        done = run("fill-mask", "--model", str(tmp_path / cls.__name__), "A <mask>.")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "no masked-language-model head" in done.stderr
+        assert cls.__name__ in done.stderr
+    assert "name it with --model" in run("fill-mask", "--revision", "v1", "A <mask>.").stderr
+    made, folder = str(tmp_path / "made"), str(FOLDER)
+    for arguments in (("fill-mask", "A <mask>.", "--model", folder), ("inspect", folder), ("convert", folder, made)):
+        assert "leave out 'v1'" in run(*arguments, "--revision", "v1").stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    "arguments", [("info",), ("fill-mask", "-"), ("fill-mask", "--backend", "numba", "-"), ("warmup",)], ids=str
+)
+def test_ctrl_c_at_any_moment(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Of the imports, of the work, of compiling: one line and 130, and no half of a file."""
+    for after in (0.05, 0.15, 0.3, 0.6, 1.2, 2.5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SIGNALLED, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / str(after))},
+        )  # fmt: skip
+        try:
+            assert process.stdout.readline() == "started\n"
+            time.sleep(after)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        lines = [line for line in told.splitlines() if "compiling" not in line]
+        if process.returncode == 0:  # it was faster
+            assert lines in ([], ["tinyroberta: interrupted"])
+        else:
+            assert (process.returncode, lines) == (130, ["tinyroberta: interrupted"])
+        assert not list(tmp_path.rglob("*.part"))
+
+
+SIGNALLED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
+sys.argv[0] = "tinyroberta"
+
+def first(number, handler):  # before it, a busy machine may still be looking for the package
+    signal.signal = plain
+    before = plain(number, handler)
+    print("started", flush=True)
+    return before
+
+plain, signal.signal = signal.signal, first
+from tinyroberta.cli import command
+command()
+"""
+
+
+def test_ctrl_c_where_no_exception_can_come_out(tmp_path: Path) -> None:
+    """In a finalizer Python says "Exception ignored" and goes on; the command ends all the same."""
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "tinyroberta"
+from tinyroberta import terminal
+class Slow:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def main():
+    Slow()
+    time.sleep(20)
+    return 0
+sys.exit(terminal.guarded(main))
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(Path(tinyroberta.__file__).parents[1])})  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "tinyroberta: interrupted\n")
+    assert time.monotonic() - start < 15
 
 
 def test_version() -> None:

@@ -72,6 +72,9 @@ def test_after_warmup_nothing_is_compiled(tmp_path: Path) -> None:
     done = run(EVERYTHING, NUMBA_CACHE_DIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert len(files(tmp_path)) == len(kernels)
+    done = run("import sys, tinyroberta.cli; sys.exit(tinyroberta.cli.main(['warmup']))", NUMBA_CACHE_DIR=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"nothing to compile: all {len(kernels)} kernels for this CPU are kept already\n"
 
 
 def test_a_first_run_says_so_and_a_second_is_silent(tmp_path: Path) -> None:
@@ -97,9 +100,11 @@ def test_where_nothing_can_be_written_each_run_compiles(copied: Path) -> None:
         done = run(EMBED, **given)
         assert done.returncode == 0, done.stderr
         assert "compiling" in done.stderr
+        assert done.stderr.count("cannot be kept") == 1
     done = run("import tinyroberta.cli; tinyroberta.cli.main(['warmup'])", **given)
     assert "cannot be kept" in done.stderr
     assert "NUMBA_CACHE_DIR" in done.stderr
+    assert done.stderr.count("cannot be kept") == 1
 
 
 def test_what_is_kept_beside_the_package_is_read_where_nothing_can_be_written(copied: Path, tmp_path: Path) -> None:
@@ -122,13 +127,29 @@ def test_a_damaged_file_is_compiled_anew(tmp_path: Path) -> None:
     assert run(EMBED, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
 
 
+COUNTED = """
+import sys
+from tinyroberta.backends.numba import compiled
+compile = compiled._compile
+def counted(kernel):
+    print("made", kernel.name, file=sys.stderr, flush=True)
+    return compile(kernel)
+compiled._compile = counted
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there each process compiles for itself")
 def test_first_runs_at_the_same_time(tmp_path: Path) -> None:
     command, environment = [sys.executable, "-P", "-c", EMBED], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = str(PACKAGE.parent)
-    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(3)]
-    said = {done.communicate(timeout=300)[0] for done in runs}
+    command[-1] = COUNTED + EMBED
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    said, told = zip(*(done.communicate(timeout=300) for done in runs), strict=True)
     assert [done.returncode for done in runs] == [0] * 3
-    assert len(said) == 1
+    assert len(set(said)) == 1
+    compiled_here = [line for text in told for line in text.splitlines() if line.startswith(b"made ")]
+    assert sorted(compiled_here) == sorted(set(compiled_here))  # each kernel by one process
+    assert len(compiled_here) == len(files(tmp_path))
     assert all(name.endswith(".o") for name in files(tmp_path))
     assert run(EMBED, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
 
@@ -170,6 +191,30 @@ assert y.tolist() == [4, 3, 2, 1, 0]
         assert done.returncode == 0, done.stderr
     (path,) = (path for path in tmp_path.rglob("*.o") if "keeps_an_array" in path.name)
     assert path.read_bytes()[32] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_who_holds_the_lock_for_ever_is_not_waited_for(tmp_path: Path) -> None:
+    """As a process that was stopped does; a process that waits says so."""
+    import fcntl
+
+    (tmp_path / "tinyroberta").mkdir()
+    handle = os.open(tmp_path / "tinyroberta", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        patience = "from tinyroberta.backends.numba import compiled; compiled.PATIENCE = 1.5\n"
+        done = run(patience + EMBED, NUMBA_CACHE_DIR=str(tmp_path))
+    finally:
+        os.close(handle)
+    assert done.returncode == 0, done.stderr
+    assert "waiting for them" in done.stderr
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_bar_while_kernels_are_compiled(tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    assert "kernels" in run(EMBED, NUMBA_CACHE_DIR=str(tmp_path), FORCE_COLOR="1", COLUMNS="100").stderr.partition("ahead")[2]
+    assert run(EMBED, NUMBA_CACHE_DIR=str(tmp_path), FORCE_COLOR="1").stderr == ""
 
 
 BROKEN = "raise ImportError('Numba needs NumPy 2.4 or less')"

@@ -1,5 +1,6 @@
 """convert.py: every format to safetensors, checked, whole or not at all."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -93,9 +94,79 @@ def test_an_untied_model_whose_file_shares_one_array(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.tensors["lm_head.decoder.weight"], model.get_input_embeddings())
 
 
-def test_files_of_the_tokenizer_are_kept_and_others_are_not(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "made")
-    assert left(tmp_path / "made") == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+BESIDE = (
+    "vocab.txt", "bpe.codes", "sentencepiece.bpe.model", "spiece.model", "added_tokens.json", "special_tokens_map.json",
+    "generation_config.json", "dict.txt", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "README.md",
+    "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin", "a/b/c.txt", "chat_template.jinja",
+)  # fmt: skip
+NOT_BESIDE = (
+    "pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "onnx/model.onnx",
+    "checkpoint-500/model.safetensors", "tf_model.h5", "pytorch_model.bin.index.json",
+)  # fmt: skip
+HIDDEN = (".gitattributes", ".git/config", ".cache/huggingface/x.metadata", "a/.ipynb_checkpoints/b.json")
+
+
+def test_small_files_are_kept_and_other_weights_are_not(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tinyroberta.convert, "SMALL", 1000)
+    for name in (*BESIDE, *NOT_BESIDE, *HIDDEN):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(json.dumps({"name": name}))
+    (source / "train.csv").write_text("x" * 1001)
+    (source / "loop").symlink_to(source)
+    done = convert(source, tmp_path / "made")
+    kept = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
+    assert kept == {"config.json", "model.safetensors", "tokenizer.json", "merges.txt", *BESIDE}
+    assert all(json.loads((done.folder / name).read_text()) == {"name": name} for name in BESIDE)
+    assert sorted(done.left) == sorted((*NOT_BESIDE, "optimizer.bin", "train.csv"))
+
+
+def test_a_file_is_its_folder_where_that_has_a_config(source: Path, tmp_path: Path) -> None:
+    done = convert(source / "model.safetensors", tmp_path / "made")
+    assert left(done.folder) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+    assert done.left == ("optimizer.bin",)
+
+
+def test_a_file_without_a_config_brings_its_tokenizer_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    (folder / "other").mkdir(parents=True)
+    file = next(path for path in SOURCES if path.suffix == ".pt")
+    for name in ("dict.txt", "vocab.json", "merges.txt", "letters.txt", "other/vocab.json"):
+        (folder / name).write_text(name)
+    done = convert(shutil.copy(file, folder), tmp_path / "made")
+    kept = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
+    assert kept == {"config.json", "model.safetensors", "dict.txt", "vocab.json", "merges.txt"}
+    assert done.left == ()
+
+
+def test_the_command_warns_of_a_thing_once_in_a_line(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is_decoder"):
+        tinyroberta.RobertaPreLayerNormForCausalLM(CONFIG).save_pretrained(tmp_path / "source")
+    done = subprocess.run(
+        command("convert", tmp_path / "source", tmp_path / "made"), capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr.startswith("tinyroberta: config.is_decoder is false")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_destination_inside_its_source(source: Path) -> None:
+    convert(source, source / "made")
+    assert left(source / "made") == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+
+
+def test_the_bar_counts_the_bytes_of_the_file_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def counted(total: float, _: str):
+        told["total"], told["done"] = total, 0.0
+        yield lambda count: told.update(done=told["done"] + count)
+
+    monkeypatch.setattr(tinyroberta.convert, "progress", counted)
+    for dtype in (None, "bfloat16", "float32"):
+        convert(source, tmp_path / str(dtype), dtype)
+        size = sum(value.nbytes for value in safetensors.numpy.load_file(source / "model.safetensors").values())
+        assert size <= told["total"] <= 1.01 * size  # a tied bias is one array here
+        assert told["done"] == pytest.approx(told["total"], rel=0.02)
 
 
 def test_shards(source: Path, tmp_path: Path) -> None:
@@ -189,7 +260,7 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "RobertaPreLayerNormForMaskedLM, 44 tensors" in done.stdout
-    assert done.stderr == ""  # no bar where nobody watches
+    assert done.stderr == "left out: optimizer.bin\n"  # and no bar where nobody watches
     again = subprocess.run(
         command("convert", source, tmp_path / "made"), capture_output=True, text=True, timeout=120, check=False
     )

@@ -24,15 +24,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
-from models_for_tests import digits, sliced_product
+from models_for_tests import dense, digits, sliced_product
 
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
+from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
 from tinyroberta.config import ACTIVATIONS, CONFIGS
 from tinyroberta.models import CLASSES
+from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
@@ -78,8 +80,8 @@ def order(request: pytest.FixtureRequest) -> Iterator[str]:
 def generation(ops: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With Hopper's matrix instructions, and without."""
     if request.param == "Ampere":
-        monkeypatch.setattr(ops, "hopper", lambda: False)
-    elif not ops.hopper():
+        monkeypatch.setattr(ops.device, "hopper", lambda: False)
+    elif not ops.device.hopper():
         pytest.skip("this GPU has no wgmma")
     return str(request.param)
 
@@ -117,7 +119,7 @@ def test_layer_norm(ops: Any, order: str, rows: int, width: int) -> None:  # noq
     weight, bias = random.standard_normal((2, width)).astype(np.float32)
     exact = definition.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), eps=1e-5)
     for dtype, unit in UNITS.items():
-        out = ops.layer_norm(ops.asarray(x), ops.Norm(ops.asarray(weight), np.dtype(dtype)), ops.asarray(bias), 1e-5)
+        out = ops.layer_norm(ops.asarray(x), ops.weights.Norm(ops.asarray(weight), np.dtype(dtype)), ops.asarray(bias), 1e-5)
         assert out.dtype == dtype
         # the mean of numbers near 100 is rounded once, and its error counts against the row's deviation of 1
         deviation = np.sqrt(x.var(1, dtype=np.float64, keepdims=True) + 1e-5)
@@ -137,10 +139,10 @@ def test_embed(ops: Any, order: str, width: int, kind: str) -> None:  # noqa: AR
     summed = definition.embed(given, where, types, *(t.astype(np.float64) for t in tables))
     places = [ops.asarray(given), None if where is None else ops.asarray(where), ops.asarray(types)]
     word, position, segments = map(ops.asarray, tables)
-    assert relative(host(ops.embed(*places, word, position, ops.Segments(segments, False))), summed) < 4 * UNIT
-    x = ops.embed(*places, word, position, ops.Segments(segments, True))
+    assert relative(host(ops.embed(*places, word, position, ops.weights.Segments(segments, False))), summed) < 4 * UNIT
+    x = ops.embed(*places, word, position, ops.weights.Segments(segments, True))
     assert relative(ops.to_numpy(x), summed) < 4 * UNIT
-    out = ops.layer_norm(x, ops.Norm(ops.asarray(weight), np.dtype(np.float32)), ops.asarray(bias), 1e-5)
+    out = ops.layer_norm(x, ops.weights.Norm(ops.asarray(weight), np.dtype(np.float32)), ops.asarray(bias), 1e-5)
     assert relative(host(out), definition.layer_norm(summed, weight, bias, 1e-5)) < 64 * UNIT
 
 
@@ -151,14 +153,17 @@ def test_linear(ops: Any, order: str, route: str, precision: str, M: int, N: int
     random = np.random.default_rng()
     x, w, residual = (random.standard_normal(shape).astype(np.float32) for shape in ((M, K), (N, K), (M, N)))
     bias = random.standard_normal(N).astype(np.float32)
-    x, w, bias = (a.astype(ops.OPERANDS[precision]).astype(np.float32) for a in (x, w, bias))  # exact: of the same operands
-    tree = ops.prepare({"intermediate": {"dense": {"weight": w, "bias": bias}}, "other": {"weight": w, "bias": bias}},
-                       Settings(matmul_precision=precision))  # fmt: skip
-    layers = [tree["other"], tree["intermediate"]["dense"]]
+    x, w, bias = (
+        a.astype(ops.weights.OPERANDS[precision]).astype(np.float32) for a in (x, w, bias)
+    )  # exact: of the same operands
+    given = {"other": dense(w, bias), "first": dense(w, bias, feeds=ACTIVATION)}
+    tree = ops.prepare(given, Settings(matmul_precision=precision))
+    layers = [tree["other"], tree["first"]]
     if precision == "high":  # these are TF32's, since nothing bounds their rows; where something does:
         half = ops.cp.asarray(w.astype(np.float16))
         layers += [
-            {"weight": ops.Dense(half, precision, out), "bias": ops.cp.asarray(bias.astype(out))} for out in RESULTS_OF_F16
+            {"weight": ops.weights.Dense(half, precision, out), "bias": ops.cp.asarray(bias.astype(out))}
+            for out in RESULTS_OF_F16
         ]
     exact, size = x.astype(np.float64) @ w.T + bias, np.abs(x).astype(np.float64) @ np.abs(w).T + np.abs(bias)
     # digits are steps of a row's largest number, 2^-23; the products left out are of that size too, and their signs are random
@@ -203,7 +208,7 @@ def test_cut(ops: Any, order: str, rows: int, width: int) -> None:  # noqa: ARG0
 def cut_misses(ops: Any, rows: int, width: int) -> int:
     """How many digits and scales are not the definition's; past a row's end there are zeros."""
     x = rows_of_every_size(rows, width)
-    (ours,) = ops.cut(ops.asarray(x))
+    (ours,) = ops.digits.cut(ops.asarray(x))
     expected, scales = digits(x, 3)
     found = ours.digits.get().transpose(2, 0, 1, 3).reshape(3, rows, -1)
     padded = np.pad(expected, ((0, 0), (0, 0), (0, -width % 64)))
@@ -214,8 +219,8 @@ def cut_misses(ops: Any, rows: int, width: int) -> int:
 def test_planted_the_flag_that_cupy_adds(ops: Any, monkeypatch: pytest.MonkeyPatch, unplanted: None) -> None:  # noqa: ARG001
     assert cut_misses(ops, 9, 64) == 0
     monkeypatch.setattr(ops.compiler, "FLAGS", (*ops.compiler.FLAGS, "-ftz=true"))
-    ops._module.cache_clear()
-    ops._kernel.cache_clear()
+    ops.launch._module.cache_clear()
+    ops.launch._kernel.cache_clear()
     assert cut_misses(ops, 9, 64) > 0
 
 
@@ -224,7 +229,7 @@ def test_digits_and_scales_are_the_cpu_backends(ops: Any) -> None:
     from tinyroberta.backends.numba import norm, operands
 
     x = rows_of_every_size(37, 70)
-    (ours,), theirs = ops.cut(ops.asarray(x)), norm.cut(x, operands.THREE_DIGITS)
+    (ours,), theirs = ops.digits.cut(ops.asarray(x)), norm.cut(x, operands.THREE_DIGITS)
     np.testing.assert_array_equal(ours.digits.get(), theirs.blocks.transpose(0, 3, 1, 2, 4).reshape(-1, 2, 3, 64)[:37])
     np.testing.assert_array_equal(ours.scales.get(), theirs.scales[:37])
 
@@ -238,17 +243,15 @@ def norm_cut_misses(ops: Any, rows: int, width: int) -> int:
     """How many digits and scales of a norm are not those of its float32 result."""
     random = np.random.default_rng()
     x, weight, bias = (ops.asarray(random.standard_normal(shape)) for shape in ((rows, width), width, width))
-    fused = ops.layer_norm(x, ops.Norm(weight, ops.DIGITS), bias, 1e-5)
-    (apart,) = ops.cut(ops.layer_norm(x, ops.Norm(weight, ops.FLOAT), bias, 1e-5))
+    fused = ops.layer_norm(x, ops.weights.Norm(weight, ops.launch.DIGITS), bias, 1e-5)
+    (apart,) = ops.digits.cut(ops.layer_norm(x, ops.weights.Norm(weight, ops.launch.FLOAT), bias, 1e-5))
     return sum(int((getattr(fused, name).get() != getattr(apart, name).get()).sum()) for name in ("digits", "scales"))
 
 
 def sliced_layer(ops: Any, weight: Any, bias: Any, second: bool) -> Any:
     """A dense layer's prepared weight and bias; a feed-forward's second keeps eight products."""
     use(ops, "sliced")
-    dense = {"output": {"dense": {"weight": weight, "bias": bias}}}
-    tree = ops.prepare(dense if second else {"attention": dense}, Settings())
-    layer = (tree if second else tree["attention"])["output"]["dense"]
+    layer = ops.prepare({"layer": dense(weight, bias, after_activation=second)}, Settings())["layer"]
     assert layer["weight"].diagonals == 3 + second
     return layer
 
@@ -282,16 +285,16 @@ def test_sliced_products_equal_their_definition(ops: Any, shape: tuple[int, int,
 def test_sliced_products_in_large_blocks_equal_their_definition(
     ops: Any, monkeypatch: pytest.MonkeyPatch, second: bool, columns: int
 ) -> None:
-    monkeypatch.setattr(ops, "_block", lambda *_: (2, columns, 4))
+    monkeypatch.setattr(ops.digits, "_block", lambda *_: (2, columns, 4))
     assert sliced_misses(ops, (131, 130, 330), second) == 0
 
 
 def test_blocks_of_sliced_products_leave_few_multiprocessors_idle(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "multiprocessors", lambda: 132)
-    assert ops._block(128, 768, 3) == (1, 32, 6)
-    assert ops._block(4096, 768, 3) == (2, 96, 4)  # 256 tiles are two rounds, as the 192 larger ones would be
-    assert ops._block(4096, 3072, 3) == (2, 128, 4)
-    assert ops._block(4096, 768, 4) == (2, 96, 4)
+    monkeypatch.setattr(ops.device, "multiprocessors", lambda: 132)
+    assert ops.digits._block(128, 768, 3) == (1, 32, 6)
+    assert ops.digits._block(4096, 768, 3) == (2, 96, 4)  # 256 tiles are two rounds, as the 192 larger ones would be
+    assert ops.digits._block(4096, 3072, 3) == (2, 128, 4)
+    assert ops.digits._block(4096, 768, 4) == (2, 96, 4)
 
 
 def test_sliced_rows_that_are_not_finite_are_theirs_alone(ops: Any, order: str) -> None:  # noqa: ARG001
@@ -315,9 +318,15 @@ def test_a_sliced_row_has_the_same_bits_in_any_batch(ops: Any) -> None:
     np.testing.assert_array_equal(ops.linear(ops.asarray(x[some]), **layer, activation="gelu").get(), whole[some])
 
 
+def deepest(ops: Any, monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    """Let a row be cut into pieces of so many numbers."""
+    for room in (ops.digits, ops.weights):
+        monkeypatch.setattr(room, "DEEPEST", numbers)
+
+
 @pytest.mark.parametrize("K", [300, 301])
 def test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces(ops: Any, monkeypatch: pytest.MonkeyPatch, K: int) -> None:
-    monkeypatch.setattr(ops, "DEEPEST", 128)
+    deepest(ops, monkeypatch, 128)
     random = np.random.default_rng()
     x, weight, bias, residual = (random.standard_normal(s).astype(np.float32) for s in ((7, K), (33, K), 33, (7, 33)))
     pieces = [sliced_product(x[:, k : k + 128], weight[:, k : k + 128], 3, 3, coarse=False) for k in range(0, K, 128)]
@@ -328,15 +337,15 @@ def test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces(ops: Any, monkeypat
 
 
 def test_the_deepest_sum_of_digit_products_fits_in_int32(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 128 * 128 * 3 * ops.DEEPEST < 2**31  # three products of two digits of at most 128, for every number of a row
+    assert 128 * 128 * 3 * ops.digits.DEEPEST < 2**31  # three products of two digits of at most 128, for every number of a row
 
     def right() -> bool:
-        row = np.full((1, ops.DEEPEST), 127 * 65793 - 1, np.float32)  # digits of 127
+        row = np.full((1, ops.digits.DEEPEST), 127 * 65793 - 1, np.float32)  # digits of 127
         layer = sliced_layer(ops, row, np.zeros(1, np.float32), False)
         return bool(ops.linear(ops.asarray(row), **layer).get() == sliced_product(row, row, 3, 3, coarse=False))
 
     assert right()
-    monkeypatch.setattr(ops, "DEEPEST", 2 * ops.DEEPEST)  # planted
+    deepest(ops, monkeypatch, 2 * ops.digits.DEEPEST)  # planted
     assert not right()
 
 
@@ -439,7 +448,7 @@ def test_activation(ops: Any, name: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
 def test_the_real_cupy_has_every_name_that_is_borrowed() -> None:
     package = Path(tinyroberta.__file__).parent / "backends" / "cupy"
-    ours = "".join((package / file).read_text() for file in ("__init__.py", "cublaslt.py", "compiler.py"))
+    ours = "".join(path.read_text() for path in package.glob("*.py"))
     used = set(re.findall(r"\bcp\.([\w.]+)", ours))
     methods = (
         "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.record", "cuda.Stream.wait_event",
@@ -453,7 +462,7 @@ def test_the_real_cupy_has_every_name_that_is_borrowed() -> None:
 
 
 def test_every_activation_has_its_number(ops: Any) -> None:
-    assert set(ops.ACTIVATIONS) == set(definition.ACTIVATIONS)
+    assert set(ops.ops.ACTIVATIONS) == set(definition.ACTIVATIONS)
 
 
 # The whole backend.
@@ -570,12 +579,12 @@ def test_outlying_norm_gains_cost_no_accuracy(ops: Any, monkeypatch: pytest.Monk
     exact = normed @ weight.T.astype(np.float64) + bias
 
     def error() -> float:
-        branch = {"LayerNorm": {"weight": gain, "bias": shift}, "dense": {"weight": weight, "bias": bias}}
-        layer = ops.prepare({"layer": {"0": {"intermediate": branch}}}, Settings())["layer"]["0"]["intermediate"]
-        return relative(host(ops.linear(ops.layer_norm(ops.asarray(x), **layer["LayerNorm"], eps=1e-5), **layer["dense"])), exact)
+        norm = Norm(gain, shift, PRODUCTS, 0)
+        layer = ops.prepare({"norm": norm, "dense": dense(weight, bias, reads=Normed((norm,)))}, Settings())
+        return relative(host(ops.linear(ops.layer_norm(ops.asarray(x), **layer["norm"], eps=1e-5), **layer["dense"])), exact)
 
     assert error() < 4e-7
-    monkeypatch.setattr(ops, "fold", lambda branch, _: (branch, False))  # planted
+    monkeypatch.setattr(ops.weights, "shares_of", lambda _: {})  # planted
     assert error() > 1e-6
 
 
@@ -586,7 +595,7 @@ def sizes_recorded(model: Any) -> list[int]:
 
 def test_recordings_are_bounded(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, exact = pair("RobertaPreLayerNormModel")
-    monkeypatch.setattr(ops, "RECORDINGS", 3)
+    monkeypatch.setattr(ops.recording, "RECORDINGS", 3)
 
     def twice(*batches: int) -> None:
         for batch in (*batches, *batches):
@@ -598,7 +607,7 @@ def test_recordings_are_bounded(ops: Any, monkeypatch: pytest.MonkeyPatch) -> No
     twice(4)
     assert sizes_recorded(model) == [192, 64, 256]  # 128 was used least recently
     for tokens in range(1, 2000, 64):  # sizes that come once are not kept for ever either
-        model.weights.seen(ops.Size(tokens, 1, False, True, ()))
+        model.weights.seen(ops.recording.Size(tokens, 1, False, True, ()))
     assert len(model.weights.recordings) == 3
     assert relative(host(model(np.full((2, 64), 7)).last_hidden_state), exact(np.full((2, 64), 7)).last_hidden_state) < 2e-6
 
@@ -621,13 +630,13 @@ def test_recordings_memory_is_bounded(ops: Any, monkeypatch: pytest.MonkeyPatch)
     for x in (*inputs, *inputs[:2]):
         model(x)
     taken = model.weights.pool.total_bytes()
-    monkeypatch.setattr(ops, "RECORDED_BYTES", taken - 1)
+    monkeypatch.setattr(ops.recording, "RECORDED_BYTES", taken - 1)
     model(inputs[2])
     assert sizes_recorded(model) == [192]
     assert model.weights.pool.total_bytes() < 2 * taken
     for x in inputs:
         assert relative(host(model(x).last_hidden_state), exact(x).last_hidden_state) < 2e-6
-    monkeypatch.setattr(ops, "RECORDED_BYTES", 1 << 40)
+    monkeypatch.setattr(ops.recording, "RECORDED_BYTES", 1 << 40)
     for x in inputs * 2:
         model(x)
     assert sorted(sizes_recorded(model)) == [64, 128, 192]
@@ -758,9 +767,8 @@ def test_logits_to_keep(ops: Any, keep: Any) -> None:  # noqa: ARG001
 
 def test_tied_weights_are_moved_once(ops: Any) -> None:
     word = np.ones((8, 4), np.float32)
-    tree = ops.prepare({"embeddings": {"word_embeddings": {"weight": word}},
-                        "lm_head": {"decoder": {"weight": word, "bias": np.zeros(8, np.float32)}}}, Settings())  # fmt: skip
-    assert tree["lm_head"]["decoder"]["weight"].array is tree["embeddings"]["word_embeddings"]["weight"]
+    tree = ops.prepare({"words": Table(word, WORDS, True), "decoder": dense(word)}, Settings())
+    assert tree["decoder"]["weight"].array is tree["words"]["weight"]
 
 
 # f16, where no text can leave its range.
@@ -783,8 +791,27 @@ def weights_like_trained(config: RobertaPreLayerNormConfig) -> dict[str, Any]:
     return tensors
 
 
+def named(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A plan's records by their places, those of layers without a prefix."""
+    records: dict[str, Any] = {}
+    for name, x in tree.items():
+        place = f"{path}{name}"
+        records |= (
+            named(x, f"{place}.") if isinstance(x, dict) else {place.removesuffix(".qkv").removeprefix("encoder.layer."): x}
+        )
+    return records
+
+
 def halves_of(ops: Any, tensors: dict[str, Any]) -> set[str]:
-    return {".".join(path).removeprefix("encoder.layer.") for path in ops.halves(nest(tensors))}
+    planned = plan(nest(tensors))
+    found = ops.weights.halves(planned)
+    return {name for name, record in named(planned).items() if record in found}
+
+
+def plant_halves(ops: Any, monkeypatch: pytest.MonkeyPatch, places: set[str]) -> None:
+    """f16 in these places, whatever the weights say."""
+    planted = lambda tree: {record for name, record in named(tree).items() if name in places}  # noqa: E731
+    monkeypatch.setattr(ops.weights, "halves", planted)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -793,20 +820,20 @@ def test_no_row_comes_further_than_its_bound(ops: Any, post_norm: bool) -> None:
 
     random = np.random.default_rng()
     weight, (gain, shift), bias = random.standard_normal((90, 48)), random.standard_normal((2, 48)), random.standard_normal(90)
-    norms = [{"weight": gain, "bias": shift}, {"weight": gain / 2, "bias": shift}][: 1 + post_norm]
-    made = half._made({"weight": weight, "bias": bias}, norms)
+    norms = [Norm(gain, shift, STREAM, 0), Norm(gain / 2, shift, STREAM, 1)][: 1 + post_norm]
+    made = half._made(weight, bias, Normed(tuple(norms)))
     rows = np.concatenate([random.standard_normal((20000, 48)), weight * gain, -weight * gain, 1e8 * np.eye(48)])
     for norm in norms:
-        normed = definition.layer_norm(rows, norm["weight"], norm["bias"], 1e-12)
+        normed = definition.layer_norm(rows, norm.weight, norm.bias, 1e-12)
         assert (np.abs(normed).max(0) <= half._normed(norm).most).all()
         np.testing.assert_allclose(np.sqrt(np.square(normed[:20000]).mean(0)), half._normed(norm).mean, 0.05)
         y = normed @ weight.T + bias
         assert (np.abs(y).max(0) <= made.most).all()
     first = definition.layer_norm(rows, gain, shift, 1e-12) @ weight.T + bias
     assert (np.abs(first).max(0) > 0.9 * made.most).all()  # rows made for it come near
-    assert (half._made({"weight": weight, "bias": bias + 1e4 * (np.arange(90) == 7)}, norms).most[7] > 9e3).all()
-    huge = {"weight": np.ones(2), "bias": np.full(2, 1e7)}  # what cancels in the weights is rounded first
-    assert half._made({"weight": np.array([[1.0, -1.0]]), "bias": np.zeros(1)}, [huge]).most[0] > 2e7 * 2.0**-11
+    assert (half._made(weight, bias + 1e4 * (np.arange(90) == 7), Normed(tuple(norms))).most[7] > 9e3).all()
+    huge = Norm(np.ones(2), np.full(2, 1e7), STREAM, 0)  # what cancels in the weights is rounded first
+    assert half._made(np.array([[1.0, -1.0]]), np.zeros(1), Normed((huge,))).most[0] > 2e7 * 2.0**-11
 
 
 def by(factor: float, *parts: str, only: Any = ...) -> Callable[[dict[str, Any]], None]:
@@ -943,7 +970,7 @@ def test_outliers_are_not_infinite_in_high(
     use(ops, route)
     name = "RobertaModel" if config is POST_NORM else "RobertaPreLayerNormModel"
     tensors = {name: x for name, x in weights_like_trained(config).items() if not name.startswith("lm_head")}
-    whole = ops.halves(nest(tensors))
+    whole = halves_of(ops, tensors)
     OUTLIERS[outlier](tensors)
     exact = getattr(tinyroberta, name)(config, tensors, backend="numpy", dtype="float64")
 
@@ -962,7 +989,7 @@ def test_outliers_are_not_infinite_in_high(
     assert error(reached=False) < 4 * BUDGETS["high"]
     if outlier == "in the residual stream":  # which is float32, whatever the products read
         return
-    monkeypatch.setattr(ops, "halves", lambda _: whole)  # planted: f16 as without the outlier
+    plant_halves(ops, monkeypatch, whole)  # as without the outlier
     with np.errstate(over="ignore"):
         assert error(reached=True) > 1e-2
         assert outlier != "in what some texts reach" or error(reached=False) < 4 * BUDGETS["high"]
@@ -998,8 +1025,7 @@ def test_what_cross_attention_reads_is_not_infinite_in_high(
         return relative(host(model(**inputs).logits), exact(**inputs).logits)
 
     assert error() < 4 * BUDGETS["high"]
-    reading = {("encoder", "layer", index, "crossattention", "self", part) for index in "01" for part in ("key", "value")}
-    monkeypatch.setattr(ops, "halves", lambda _: reading)  # planted
+    plant_halves(ops, monkeypatch, {f"{index}.crossattention.self.{part}" for index in "01" for part in ("key", "value")})
     with np.errstate(over="ignore"):
         assert not error() < 4 * BUDGETS["high"]
 
@@ -1086,8 +1112,8 @@ def test_a_route_that_there_is_not(ops: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_route_is_described(ops: Any, monkeypatch: pytest.MonkeyPatch, route: str) -> None:
     monkeypatch.setenv("TINYROBERTA_GPU", route)
     line = ops.describe()[-1]
-    assert (route or ops.ROUTE) in line
-    assert (f"TINYROBERTA_GPU={route} asks" if route else ops.REASON) in line
+    assert (route or ops.device.ROUTE) in line
+    assert (f"TINYROBERTA_GPU={route} asks" if route else ops.device.REASON) in line
 
 
 def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
@@ -1101,6 +1127,81 @@ def test_info_says_what_runs_on_the_gpu(ops: Any, capsys: pytest.CaptureFixture[
     assert "cupy backend: backend='cupy' needs CuPy, which is not installed: pip install" in capsys.readouterr().out
 
 
+# How kernels are launched, and kept.
+
+
+def test_every_parameter_is_read_as_the_compiler_reads_it(ops: Any) -> None:
+    words = {"int": "i4", "i64": "i8", "float": "f4"}
+    for file, names in ops.launch.KERNELS.items():
+        declared = ops.launch.parameters(file)
+        assert declared.keys() == {name.split("<")[0] for name in names}
+        kernels = ops.launch._module(file, 0)[0].kernels
+        for name in names:
+            read = [next((words[kind] for kind, made in ops.launch.NUMBERS.items() if made is number), "P")
+                    for number in declared[name.split("<")[0]].values()]  # fmt: skip
+            assert read == [word if len(word) == 2 else "P" for word in kernels[name].signature], name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"K": None}, r"split takes x, y, n: missing are \[\], unknown are \['K'\]"),
+        ({"n": ...}, r"missing are \['n'\], unknown are \[\]"),
+        ({"n": ..., "N": 4}, r"missing are \['n'\], unknown are \['N'\]"),
+        ({"n": 4.0}, "split: n: 'float' object cannot be interpreted as an integer"),
+        ({"n": 1 << 63}, "split: n: .*too (large|big)"),
+        ({"x": 4}, "split: x: an array of the device or None is needed, not int"),
+        ({"x": np.zeros(4, np.float32)}, "split: x: an array of the device or None is needed, not ndarray"),
+    ],
+)
+def test_a_launch_gives_every_parameter_by_its_name(ops: Any, change: dict[str, Any], told: str) -> None:
+    right = {"x": ops.asarray(np.ones(4)), "y": ops.cp.empty((3, 4), BF16), "n": 4}
+    ops.launch.launch("split", (1,), (256,), **right)
+    assert (host(right["y"])[0] == 1).all()
+    stand_in.launched.clear()
+    with pytest.raises(TypeError, match=told):
+        ops.launch.launch("split", (1,), (256,), **{name: x for name, x in (right | change).items() if x is not ...})
+    assert not stand_in.launched
+
+
+def code_of(path: Path) -> Any:
+    return path.read_bytes(), path.with_suffix(".json").read_text()
+
+
+@pytest.mark.parametrize("lost", [".cubin", ".json", "an empty .cubin", "other names"])
+def test_machine_code_that_is_not_whole_is_made_again(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    path, symbols = ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"])
+    whole = code_of(path)
+    if lost == "an empty .cubin":
+        path.write_bytes(b"")
+    elif lost == "other names":
+        path.with_suffix(".json").write_text("[]")
+    else:
+        path.with_suffix(lost).unlink()
+    assert ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"]) == (path, symbols)
+    assert code_of(path) == whole
+    monkeypatch.setattr(ops.compiler, "compiled", None)
+    assert ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"]) == (path, symbols)
+
+
+def test_threads_that_keep_the_same_code_do_not_meet(ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    replace, written = Path.replace, threading.Barrier(2)
+
+    def late(part: Path, to: Path) -> Path:
+        written.wait(10)  # both have written before either renames
+        return replace(part, to)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with ThreadPoolExecutor(2) as threads:
+        kept = list(threads.map(lambda _: ops.compiler.kept(AXPY, "sm_90", ["axpy<float>"])[0], range(2)))
+    assert {path.parent for path in kept} == {tmp_path}
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".cubin", ".json"]
+
+
 # Compilation for real GPUs.
 
 REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attention_wgmma": 128, "attention_split": 255,
@@ -1112,29 +1213,29 @@ REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attentio
 @pytest.mark.skipif(not nvrtc.installed(), reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_every_kernel_compiles_for(ops: Any, architecture: str) -> None:
-    for file, names in ops.KERNELS.items():
-        if file in ops.HOPPER and architecture != "sm_90a":
+    for file, names in ops.launch.KERNELS.items():
+        if file in ops.launch.HOPPER and architecture != "sm_90a":
             continue
-        for name, taken in nvrtc.compiled(ops.source(file), architecture, names).items():
+        for name, taken in nvrtc.compiled(ops.launch.source(file), architecture, names).items():
             assert taken.spills == taken.stack == 0, (name, taken)
             assert taken.registers <= REGISTERS[name.split("<")[0]], (name, taken)
 
 
 @pytest.mark.skipif(not nvrtc.installed(), reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
-    code = ops.source("layer_norm.cu")
+    code = ops.launch.source("layer_norm.cu")
     with pytest.raises(Error, match="INFINITY"):
         nvrtc.compiled(code.replace("sum = 0.f,", "sum = INFINITY,"), "sm_90", ["layer_norm<float, 1>"])
     for file, name, right in (
         ("linear_mma.cu", "linear_mma<bf16, bf16>", 16),
         ("linear_sliced.cu", "linear_sliced<3>", 32),
     ):
-        code = ops.source(file).replace(f"m16n8k{right}.row.col", "m16n8k15.row.col")
+        code = ops.launch.source(file).replace(f"m16n8k{right}.row.col", "m16n8k15.row.col")
         with pytest.raises(Error, match=r"ptxas|PTX|Instruction"):
             nvrtc.compiled(code, "sm_90", [name])
-    crowded = ops.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
+    crowded = ops.launch.source("attention_mma.cu").replace("__launch_bounds__(128, 2)", "__launch_bounds__(128, 8)")
     assert nvrtc.compiled(crowded, "sm_90", ["attention_mma<bf16, 128, true>"])["attention_mma<bf16, 128, true>"].spills > 0
-    crowded = ops.source("linear_sliced.cu").replace("__launch_bounds__(256)", "__launch_bounds__(256, 2)")
+    crowded = ops.launch.source("linear_sliced.cu").replace("__launch_bounds__(256)", "__launch_bounds__(256, 2)")
     assert nvrtc.compiled(crowded, "sm_90", ["linear_sliced<4>"])["linear_sliced<4>"].spills > 0
 
 
@@ -1142,17 +1243,17 @@ def test_planted_what_only_a_real_compiler_sees(ops: Any) -> None:
 
 
 def planted(ops: Any, monkeypatch: pytest.MonkeyPatch, file: str, right: str, wrong: str) -> None:
-    assert right in ops.SOURCES[file], f"{file} no longer holds {right}"
-    monkeypatch.setitem(ops.SOURCES, file, ops.SOURCES[file].replace(right, wrong, 1))
-    ops._module.cache_clear()
-    ops._kernel.cache_clear()
+    assert right in ops.launch.SOURCES[file], f"{file} no longer holds {right}"
+    monkeypatch.setitem(ops.launch.SOURCES, file, ops.launch.SOURCES[file].replace(right, wrong, 1))
+    ops.launch._module.cache_clear()
+    ops.launch._kernel.cache_clear()
 
 
 @pytest.fixture
 def unplanted(ops: Any) -> Iterator[None]:
     yield
-    ops._module.cache_clear()
-    ops._kernel.cache_clear()
+    ops.launch._module.cache_clear()
+    ops.launch._kernel.cache_clear()
 
 
 def seen(check: Callable[[], float], tolerance: float) -> bool:
@@ -1174,8 +1275,8 @@ def product_error(ops: Any, precision: str, shape: tuple[int, int, int] = (70, 5
     random = np.random.default_rng()
     M, N, K = shape
     x, w = (random.standard_normal(s).astype(BF16).astype(np.float32) for s in ((M, K), (N, K)))
-    tree = ops.prepare({"dense": {"weight": w, "bias": np.zeros(N, np.float32)}}, Settings(matmul_precision=precision))
-    return relative(host(ops.linear(ops.asarray(x), **tree["dense"])), x.astype(np.float64) @ w.T)
+    layer = ops.prepare({"layer": dense(w)}, Settings(matmul_precision=precision))["layer"]
+    return relative(host(ops.linear(ops.asarray(x), **layer)), x.astype(np.float64) @ w.T)
 
 
 def attention_error(ops: Any, dtype: Any, causal: bool = True) -> float:
@@ -1275,14 +1376,14 @@ PLANTED = {  # file, what stands there, the bug, the check that sees it
 def norm_error(ops: Any) -> float:
     x = np.random.default_rng().standard_normal((9, 50)).astype(np.float32) + 1000
     ones = ops.asarray(np.ones(50))
-    out = ops.layer_norm(ops.asarray(x), ops.Norm(ones, np.dtype(np.float32)), ones, 1e-5)
+    out = ops.layer_norm(ops.asarray(x), ops.weights.Norm(ones, np.dtype(np.float32)), ones, 1e-5)
     return relative(host(out), definition.layer_norm(x.astype(np.float64), 1.0, 1.0, 1e-5))
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplanted: None, bug: str) -> None:  # noqa: ARG001
     file, right, wrong, kind = PLANTED[bug]
-    monkeypatch.setattr(ops, "hopper", lambda: any(kind in file for kind in ("wgmma", "split")))
+    monkeypatch.setattr(ops.device, "hopper", lambda: any(kind in file for kind in ("wgmma", "split")))
     checks: dict[str, tuple[Callable[[], float], float]] = {
         "product": (lambda: product_error(ops, "highest"), 1e-5),
         "product16": (lambda: product_error(ops, "medium"), 1e-5),
@@ -1302,11 +1403,11 @@ def test_planted_in_a_kernel(ops: Any, monkeypatch: pytest.MonkeyPatch, unplante
 
 
 def large_sliced_misses(ops: Any) -> int:
-    block, ops._block = ops._block, lambda *_: (2, 128, 4)
+    block, ops.digits._block = ops.digits._block, lambda *_: (2, 128, 4)
     try:
         return sliced_misses(ops, (131, 130, 330), False)
     finally:
-        ops._block = block
+        ops.digits._block = block
 
 
 def not_finite_misses(ops: Any) -> int:
@@ -1476,7 +1577,7 @@ def test_threads_that_share_a_plan_have_their_own_bias(ops: Any) -> None:
     x, w = ops.cp.zeros((24, 40), np.float32), ops.cp.zeros((28, 40), np.float32)
     biases = [ops.asarray(np.full(28, value)) for value in (1.0, 2.0)]
     with ThreadPoolExecutor(2) as threads:
-        found = [y.get() for y in threads.map(lambda bias: ops.cublaslt.linear(x, w, bias, ops.FLOAT), biases)]
+        found = [y.get() for y in threads.map(lambda bias: ops.cublaslt.linear(x, w, bias, ops.launch.FLOAT), biases)]
     assert [(y.min(), y.max()) for y in found] == [(1, 1), (2, 2)]
 
 
@@ -1496,7 +1597,29 @@ def test_a_product_that_the_library_cannot_do_is_told(ops: Any) -> None:
     ops.cublaslt.library = Unable
     x, w = ops.cp.zeros((20, 40), np.float32), ops.cp.zeros((36, 40), np.float32)
     with pytest.raises(Error, match=r"no algorithm for \(20, 40\) by \(40, 36\)"):
-        ops.cublaslt.linear(x, w, ops.asarray(np.zeros(36)), ops.FLOAT)
+        ops.cublaslt.linear(x, w, ops.asarray(np.zeros(36)), ops.launch.FLOAT)
+
+
+def test_a_plan_that_leaves_the_cache_gives_its_descriptors_back(ops: Any) -> None:
+    use(ops, "cuBLASLt")
+    library = ops.cublaslt.library().library
+    x, w, bias = ops.cp.zeros((20, 40), np.float32), ops.cp.zeros((36, 40), np.float32), ops.asarray(np.zeros(36))
+    ops.cublaslt._plan.cache_clear()
+    before = library.alive_count()
+    with ops.cp.cuda.Stream(non_blocking=True) as stream:
+        room = ops.cp.cuda.MemoryPool()
+        with ops.cp.cuda.using_allocator(room.malloc):
+            stream.begin_capture()
+            y = ops.cublaslt.linear(x, w, bias, ops.launch.FLOAT)
+            graph = stream.end_capture()
+    assert library.alive_count() == before + 4
+    ops.cublaslt._plan.cache_clear()
+    assert library.alive_count() == before
+    graph.launch()  # what was recorded needs them no more
+    assert (y.get() == 0).all()
+    with pytest.raises(Error):
+        ops.cublaslt._plan(0, 20, 36, 42, ops.launch.FLOAT, ops.launch.FLOAT, False, False)  # rows of 168 bytes
+    assert library.alive_count() == before
 
 
 # Sanitizers: g++'s, on the emulated kernels, in a process of their own.

@@ -1,6 +1,7 @@
 """Every input a user can get wrong gets one tinyroberta.Error, of one sentence, and out-of-range ids an IndexError too."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,3 +237,108 @@ def test_embeddings_set_and_tied() -> None:
     model.tie_weights()
     np.testing.assert_array_equal(model(IDS).logits, tied)
     assert Base(CONFIG).get_output_embeddings() is None
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 453634720\n"
+LOADED = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.pt", "config.json",
+          "model.safetensors.index.json", "pytorch_model.bin.index.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*LOADED, "tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_git_lfs_pointer_is_named_and_so_is_the_way_out(name: str, tmp_path: Path) -> None:
+    from tinyroberta.inspect import inspect
+
+    Base(CONFIG, backend="numpy").save_pretrained(tmp_path)
+    if name in LOADED and name != "config.json":
+        (tmp_path / "model.safetensors").unlink()
+    if name == "model.pt":
+        (tmp_path / "config.json").unlink()
+    (tmp_path / name).write_text(POINTER)
+    calls = [lambda: tinyroberta.load(tmp_path, backend="numpy")]
+    if name not in LOADED:
+        pytest.importorskip("tokenizers")
+        from tinyroberta.text.tokenizer import load_tokenizer
+
+        (tmp_path / "merges.txt").touch()
+        if name == "merges.txt":
+            (tmp_path / "vocab.json").write_text("{}")
+        calls = [lambda: load_tokenizer(tmp_path)]
+    elif name != "config.json":  # of which inspect says that it is a problem
+        calls.append(lambda: inspect(tmp_path))
+    for call in calls:
+        with pytest.raises(Error, match=rf"{name} is a Git LFS pointer.*git lfs pull") as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+def test_a_pointer_beside_a_whole_tokenizer_hurts_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tinyroberta.demo import FOLDER
+    from tinyroberta.text.tokenizer import load_tokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    (tmp_path / "sentencepiece.bpe.model").write_text(POINTER)
+    assert load_tokenizer(tmp_path).mask_token == "<mask>"
+
+
+def test_a_pointer_beside_what_is_read_hurts_nobody(tmp_path: Path) -> None:
+    model = Base(CONFIG, backend="numpy")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_text(POINTER)
+    again = tinyroberta.load(tmp_path, backend="numpy")
+    np.testing.assert_array_equal(again(IDS).last_hidden_state, model(IDS).last_hidden_state)
+
+
+def test_a_config_that_notepad_wrote(tmp_path: Path) -> None:
+    Base(CONFIG, backend="numpy").save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert tinyroberta.load(tmp_path, backend="numpy").config.vocab_size == CONFIG.vocab_size
+
+
+def test_every_kind_of_torch_tensor() -> None:
+    """What holds numbers is taken, whatever else it is; what holds none is named."""
+    torch = pytest.importorskip("torch")
+    model = Base(CONFIG, backend="numpy")
+    ids, states = torch.tensor(IDS), torch.randn(2, 7, 24)
+    want, wide = model(IDS).last_hidden_state, model(inputs_embeds=states.numpy()).last_hidden_state
+    for given in (
+        ids,
+        ids.int(),
+        ids.byte(),
+        ids.to_sparse(),
+        ids.t().contiguous().t(),
+        list(ids),
+        tuple(ids),
+        [list(row) for row in ids],
+    ):
+        np.testing.assert_array_equal(model(given).last_hidden_state, want)
+    np.testing.assert_array_equal(model(ids, attention_mask=torch.ones(2, 5).bool()).last_hidden_state, want)
+    parameter = torch.nn.Parameter(states)
+    for given in (states, parameter, parameter * 1, states.to_sparse(), list(parameter), [list(row) for row in parameter]):
+        np.testing.assert_array_equal(model(inputs_embeds=given).last_hidden_state, wide)
+    eighths = torch.randint(-8, 8, (2, 7, 24)) / 8.0  # which all of these hold
+    exact = model(inputs_embeds=eighths.numpy()).last_hidden_state
+    for given in (eighths.bfloat16(), eighths.half(), eighths.to(torch.float8_e4m3fn), list(eighths.bfloat16())):
+        np.testing.assert_array_equal(model(inputs_embeds=given).last_hidden_state, exact)
+    model.set_input_embeddings(torch.nn.Parameter(torch.tensor(model.get_input_embeddings())))
+    np.testing.assert_array_equal(model(IDS).last_hidden_state, want)
+    for given, said in ((states.to("meta"), "on the device meta"), ([states[0].to("meta")], "on the device meta"),
+                        (torch.nested.nested_tensor([states[0], states[1][:3]], layout=torch.jagged), "nested torch tensor"),
+                        (states * 1j, "complex")):  # fmt: skip
+        with pytest.raises(Error, match=f"inputs_embeds.*{said}") as told:
+            model(inputs_embeds=given)
+        assert "ragged" not in str(told.value)
+    with pytest.raises(Error, match="ragged"):
+        model([ids[0], ids[1][:3]])
+
+
+def test_only_what_is_ragged_is_called_so() -> None:
+    for given in ([[0, 1], [0]], [[0, 1], 2], [[[0], [1, 2]]]):
+        with pytest.raises(Error, match="ragged"):
+            Base(CONFIG)(given)
+    for given in ([[object()]], {"input_ids": IDS}, "text"):
+        with pytest.raises(Error) as told:
+            Base(CONFIG)(given)
+        assert "ragged" not in str(told.value)

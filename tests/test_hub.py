@@ -58,14 +58,14 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             repository, _, rest = path.partition("/resolve/")
             if not (root / repository).is_dir():
                 return self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-            revision, _, name = rest.rpartition("/")
+            revision, name = re.fullmatch(r"(refs/pr/\d+|[^/]+)/(.*)", rest).groups()
             if not (root / repository / revision).is_dir():
                 return self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
             file, commit = root / repository / revision / name, COMMIT[:-1] + str(len(revision) % 10)
             if not file.is_file():
                 return self.send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             content = file.read_bytes()
-            etag = f'"{revision.replace("/", "-")}-{name}"'
+            etag = f'"{revision}-{name}"'.replace("/", "-")
             return self.send(200, content, body, {"ETag": etag, "X-Repo-Commit": commit})
 
         def describe(self, path: str) -> None:
@@ -80,7 +80,11 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             folder = repository / (revision or "main")
             if not folder.is_dir():
                 return self.send(404, b"", True, {"X-Error-Code": "RevisionNotFound"})
-            files = [{"rfilename": file.name} for file in folder.iterdir()]
+            files = [
+                {"rfilename": file.relative_to(folder).as_posix(), "size": file.stat().st_size}
+                for file in folder.rglob("*")
+                if file.is_file()
+            ]
             return self.send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode(), True)
 
         def send(self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
@@ -196,6 +200,43 @@ def test_a_repository_without_safetensors(hub: tuple[str, Path], tmp_path: Path,
     if folder == "model_sharded":
         (root / "org" / "name" / "main" / "pytorch_model-00002-of-00003.bin").unlink()
         assert "holds no pytorch_model-00002-of-00003.bin" in load_there(endpoint, tmp_path / "other", "org/name")[0]
+
+
+def test_convert_keeps_what_lies_beside_the_weights_there_too(hub: tuple[str, Path], tmp_path: Path) -> None:
+    endpoint, root = hub
+    main = root / "org" / "name" / "main"
+    publish(main)
+    kept = (
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/pytorch_model.bin",
+        "vocab.txt",
+        "README.md",
+        "generation_config.json",
+    )
+    for name in (*kept, "pytorch_model.bin", "onnx/model.onnx", ".gitattributes"):
+        (main / name).parent.mkdir(exist_ok=True)
+        (main / name).write_text("{}")
+    with (main / "corpus.txt").open("wb") as stream:
+        stream.truncate(65 * 2**20)
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    for made, offline in ((tmp_path / "made", "0"), (tmp_path / "again", "1")):
+        subprocess.run(
+            [sys.executable, "-m", "tinyroberta", "convert", "org/name", str(made)],
+            env=environment | {"HF_HUB_OFFLINE": offline}, timeout=120, check=True,
+        )  # fmt: skip
+        there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+        assert there == {"config.json", "model.safetensors", *kept}
+    assert not [path for path in tmp_path.rglob("corpus.txt") if root not in path.parents]
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    publish(tmp_path)
+    for load in (tinyroberta.load, RobertaPreLayerNormForMaskedLM.from_pretrained, RobertaPreLayerNormConfig.from_pretrained):
+        for path in (tmp_path, tmp_path / "model.safetensors"):
+            with pytest.raises(Error, match="leave out 'v1'"):
+                load(path, revision="v1")
 
 
 def test_what_a_hub_does_not_have(hub: tuple[str, Path], tmp_path: Path) -> None:

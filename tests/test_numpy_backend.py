@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from models_for_tests import dense
 
 from tinyroberta import Error
 from tinyroberta.backends import BACKENDS, Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as ops
+from tinyroberta.backends.records import WORDS, Table
 from tinyroberta.config import ACTIVATIONS
 
 TOKENS = (1, 7, 33, 129)
@@ -168,16 +170,20 @@ def test_every_backend_keeps_the_contract() -> None:
 
 
 def test_prepare_joins_and_shares() -> None:
-    weights = {part: {"weight": np.full((2, 2), i, np.float16), "bias": np.full(2, i, np.float16)}
-               for i, part in enumerate(("query", "key", "value"))}  # fmt: skip
+    weights, biases = ([np.full(shape, i, np.float16) for i in range(3)] for shape in ((2, 2), 2))
     word = np.ones((3, 2), np.float16)
-    tree = {"attention": {"self": weights}, "word": {"weight": word}, "decoder": {"weight": word}}
+    tree = {
+        "self": {"qkv": dense(weights[0], parts=weights, biases=biases)},
+        "word": Table(word, WORDS, True),
+        "decoder": dense(word),
+    }
     ready = ops.prepare(tree, Settings())
-    assert ready["attention"]["self"]["qkv"]["weight"].tolist() == [[0, 0]] * 2 + [[1, 1]] * 2 + [[2, 2]] * 2
+    assert ready["self"]["qkv"]["weight"].tolist() == [[0, 0]] * 2 + [[1, 1]] * 2 + [[2, 2]] * 2
+    assert ready["self"]["qkv"]["bias"].tolist() == [0, 0, 1, 1, 2, 2]
     assert ready["word"]["weight"].dtype == np.float32
     assert ready["word"]["weight"] is ready["decoder"]["weight"]
     held = np.ones((3, 2), np.float32)
-    assert np.shares_memory(ops.prepare({"x": held}, Settings())["x"], held)
+    assert np.shares_memory(ops.prepare({"x": dense(held)}, Settings())["x"]["weight"], held)
 
 
 def test_limits_of_overlapping_calls_are_lifted_at_the_end() -> None:

@@ -1,5 +1,6 @@
 """RoBERTa-PreLayerNorm without a deep-learning framework."""
 
+from . import terminal  # noqa: F401 - first: in a command it sees to Ctrl-C during the imports below
 from .cache import Cache
 from .config import CamembertConfig, RobertaConfig, RobertaPreLayerNormConfig, XLMRobertaConfig, XLMRobertaXLConfig
 from .encoder_decoder import EncoderDecoderModel

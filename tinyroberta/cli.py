@@ -2,30 +2,44 @@
 
 import argparse
 import codecs
+import io
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 import numpy
 
-from . import __version__, convert, inspect
+from . import __version__, convert, inspect, terminal
 from .backends import default_backend, load_backend
 from .errors import Error
 
 
+def command() -> NoReturn:
+    """The command as a process: main, which Ctrl-C ends at any moment with one line and the exit status 130."""
+    sys.exit(terminal.guarded(main))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 where an input could not be answered, 2 on wrong usage."""
+    """Run a command; returns the exit status: 0, 1 where an input could not be answered, 2 on wrong usage, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(prog="tinyroberta", description="RoBERTa-PreLayerNorm without a deep-learning framework.")
     parser.add_argument("--version", action="version", version=f"tinyroberta {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fill = commands.add_parser("fill-mask", help="fill the <mask> in sentences", description=fill_mask.__doc__)
-    fill.add_argument("texts", nargs="*", metavar="TEXT", help="a sentence with <mask>; none: one a line on standard input")
+    fill.add_argument(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help="a sentence with <mask>, or a file of them; - or none: standard input",
+    )
     fill.add_argument("--top-k", type=_positive, default=5, metavar="K", help="how many candidates for each mask (5)")
     fill.add_argument("--json", action="store_true", help="print a JSON object for each input, one a line")
-    fill.add_argument("--model", metavar="PATH_OR_REPO", help="a checkpoint folder or Hub repository (the embedded model)")
+    fill.add_argument(
+        "--model", metavar="PATH_OR_REPO", help="a checkpoint's folder, file or Hub repository (the embedded model)"
+    )
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
     fill.add_argument("--backend", help="numba or numpy (numba where it is installed; numpy for the embedded model)")
     fill.set_defaults(run=fill_mask)
@@ -34,24 +48,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="say what runs on this machine", description=info.__doc__).set_defaults(run=info)
     warm = commands.add_parser("warmup", help="compile the CPU backend ahead of its first use", description=warmup.__doc__)
     warm.set_defaults(run=warmup)
+    terminal.open_streams()
     _tolerate()
-    chosen = parser.parse_args(arguments)
     try:
-        return int(chosen.run(chosen))
+        try:
+            chosen = parser.parse_args(arguments)
+            if sys.stdout is None and chosen.run in (fill_mask, info, inspect.run):
+                raise Error("standard output is closed, and what is asked for would be printed there")
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: _tell(str(message))
+                return int(chosen.run(chosen))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a failure can be told
     except Error as error:
         _tell(error)
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.drop_output()
         return 1
     except OSError as error:
-        _tell(error)
+        terminal.drop_output()
+        _tell(f"{error.filename or 'standard output'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
+        _tell(terminal.INTERRUPTED)
         return 130
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception | str) -> None:
     """One line on standard error; characters that steer a terminal, which a file's names may hold, are written out."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
     print(f"tinyroberta: {text}", file=sys.stderr)
@@ -88,12 +113,17 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     from .weights.hub import checkpoint_folder
 
     embedded = arguments.model is None
-    texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in arguments.texts] or _lines()
+    if embedded and arguments.revision is not None:
+        raise Error(f"--revision {arguments.revision} is of a Hub repository: name it with --model")
+    texts = _texts(arguments.texts)
     folder = FOLDER if embedded else checkpoint_folder(arguments.model, arguments.revision)
     tokenizer = load_tokenizer(folder)
     stored = open_checkpoint(folder)
     _, config = class_of(folder, stored)
     (kind,) = (cls for cls in classes_of(config.model_type) if issubclass(cls, RobertaPreLayerNormForMaskedLM))
+    if not any("lm_head" in name for name in stored):
+        held = (config.architectures or ["the bare model"])[0]
+        raise Error(f"{folder} holds no masked-language-model head, which fill-mask reads: its config.json names {held}")
     model = kind.from_stored(stored, config, str(folder), backend=arguments.backend or ("numpy" if embedded else None))
     failed = False
     for text in texts:
@@ -137,12 +167,52 @@ def warmup(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     return 0
 
 
-def _lines() -> Iterator[str]:
-    if sys.stdin is None or sys.stdin.isatty():
-        raise Error("give a sentence with <mask>, or sentences on standard input, one a line")
-    for line in sys.stdin:
-        if line.strip():
-            yield line.rstrip("\r\n")
+def _texts(given: Sequence[str]) -> Iterator[str]:
+    """Each text that is given, and the lines of each file and, for "-" or where nothing is given, of standard input."""
+    if sys.stdin is None and (not given or "-" in given):
+        raise Error("standard input is closed: give a sentence with <mask>, or a file of them, one a line")
+    if not given and sys.stdin.isatty():
+        raise Error("give a sentence with <mask>, a file of them, or sentences on standard input, one a line")
+    return (line for text in given or ["-"] for line in _lines(text))
+
+
+def _lines(text: str) -> Iterator[str]:
+    if text == "-":
+        binary = getattr(sys.stdin, "buffer", None)
+        encoding = None if binary is None or sys.stdin.isatty() else _encoding(binary, "standard input")
+        if encoding is not None:
+            sys.stdin.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+        yield from _full(sys.stdin)
+    elif not _is_file(text):
+        yield re.sub("[\ud800-\udfff]", "\ufffd", text).removeprefix("\ufeff")
+    else:
+        try:
+            with Path(text).open("rb") as file:
+                yield from _full(io.TextIOWrapper(file, _encoding(file, text) or "utf-8", "replace"))
+        except OSError as error:
+            raise Error(f"cannot read {text}: {error.strerror or error}") from error
+
+
+def _full(lines: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in lines if line.strip())
+
+
+def _encoding(binary: BinaryIO, name: str) -> str | None:
+    """What the byte order mark at a stream's start says, as Notepad and PowerShell write it; raises Error on what is no text."""
+    start = binary.peek(256)  # type: ignore[attr-defined]
+    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    encoding = next((encoding for mark, encoding in marks if start.startswith(mark)), None)
+    if encoding is None and b"\0" in start:
+        raise Error(f"{name} is no text: give a file of sentences, one a line")
+    return encoding
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text is the path of a file, which may be a pipe."""
+    try:
+        return Path(text).exists() and not Path(text).is_dir()
+    except (OSError, ValueError):  # of too long a text, a zero byte
+        return False
 
 
 def _as_json(text: str, candidates: Sequence[Any]) -> dict[str, Any]:
@@ -153,46 +223,47 @@ def _as_json(text: str, candidates: Sequence[Any]) -> dict[str, Any]:
 
 
 def _show(text: str, candidates: Sequence[Any]) -> None:
-    """A table for people: the word, how likely, and the sentence it makes."""
+    """A table for people: the word, how likely, and the sentence it makes where there is room for it."""
     try:
-        from rich.console import Console
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
     except ImportError as error:
         raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
     several = len({candidate.mask for candidate in candidates}) > 1
-    table = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        title=Text(_one_line(text), "bold"),
-        title_justify="left",
-        header_style="dim",
-    )
-    if several:
-        table.add_column("mask", justify="right")
-    table.add_column("probability", justify="right")
-    table.add_column("", min_width=BAR)
-    table.add_column("word", style="bold cyan")
-    table.add_column("sentence", ratio=1)
+    words = [candidate.token.strip() or repr(candidate.token) for candidate in candidates]
     block = "#" if "█".encode(sys.stdout.encoding or "ascii", "ignore") == b"" else "█"
     most = max(candidate.probability for candidate in candidates)
-    for candidate in candidates:
-        bar = block * max(1, round(BAR * candidate.probability / most))
-        row: list[Text | str] = [
-            f"{candidate.probability:.1%}",
-            Text(bar, "cyan"),
-            Text(candidate.token.strip() or repr(candidate.token)),
-            Text(_one_line(candidate.sentence)),
-        ]
-        table.add_row(*([str(candidate.mask + 1)] if several else []), *row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
+
+    def render(console: Any, width: int | None) -> None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        taken = (len("mask") + 2) * several + len("probability") + 2 + max(map(cell_len, ["word", *words])) + 2
+        barred = width is None or taken + BAR + 2 <= width
+        told = width is None or taken + BAR + 2 + SENTENCE <= width
+        if several:
+            table.add_column("mask", justify="right")
+        table.add_column("probability", justify="right")
+        if barred:
+            table.add_column("", min_width=BAR)
+        table.add_column("word", style="bold cyan", overflow="fold")
+        if told:
+            table.add_column("sentence", overflow="fold")
+        for word, candidate in zip(words, candidates, strict=True):
+            bar = block * max(1, round(BAR * candidate.probability / most))
+            row: list[Text | str] = [str(candidate.mask + 1)] if several else []
+            row += [f"{candidate.probability:.1%}", *([Text(bar, "cyan")] if barred else []), Text(word)]
+            table.add_row(*row, *([Text(_one_line(candidate.sentence))] if told else []))
+        console.print(Text(_one_line(text), "bold"))
+        console.print(table)
+        console.print()
+
+    terminal.print_rich(render)
+    sys.stdout.flush()
 
 
 def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-BAR = 12
+BAR = 12  # columns of the longest bar
+SENTENCE = 30  # columns that a sentence needs: in fewer it is a column of words

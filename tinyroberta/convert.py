@@ -1,11 +1,13 @@
-"""Any checkpoint that can be opened, written as a Hub repository has it: config.json, safetensors, the tokenizer's files."""
+"""Any checkpoint that can be opened, written as a Hub repository has it: config.json, safetensors, what else lay there."""
 
 import argparse
 import dataclasses
+import os
 import secrets
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +18,11 @@ from . import models
 from .encoder_decoder import EncoderDecoderModel
 from .errors import Error, ieee
 from .progress import progress
-from .weights.hub import TEXT, checkpoint_folder
+from .weights.checkpoint import weight_files, weights_of
+from .weights.hub import SETTINGS, SMALL, TEXT, checkpoint_folder, is_beside
 from .weights.safetensors import DTYPES, PIECE, SHARD_SIZE, Array, open_tensors, size_of
 
 FLOATS = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "float16", "bfloat16")}
-KEPT = (*TEXT, "added_tokens.json", "sentencepiece.bpe.model", "generation_config.json", "dict.txt")
 
 
 class Converted(NamedTuple):
@@ -31,6 +33,7 @@ class Converted(NamedTuple):
     tensors: int
     bytes: int
     difference: float
+    left: tuple[str, ...] = ()  # files of the source, other than hidden ones, that were neither converted nor copied
 
 
 @ieee
@@ -41,7 +44,7 @@ def convert(
     max_shard_size: int | str = SHARD_SIZE,
     revision: str | None = None,
 ) -> Converted:
-    """Write a checkpoint of any format as a folder of config.json, safetensors and the tokenizer's files.
+    """Write a checkpoint of any format as a folder of config.json and safetensors, with the small files beside the weights.
 
     dtype: "float32", "float16" or "bfloat16", or None for each tensor as it is stored. The folder is read again before it gets
     its name: its tensors must be those asked for, to the bit, and a few random texts must give the source's numbers, also to
@@ -54,18 +57,25 @@ def convert(
     max_shard_size = size_of(max_shard_size)
     if destination.is_symlink() or destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise Error(f"{destination} is already there; give a folder that is new or empty")
-    folder = checkpoint_folder(source, revision)
+    folder = checkpoint_folder(source, revision, beside=True)
     model = models.load(folder, backend="numpy")
     if isinstance(model, EncoderDecoderModel):
         raise Error(f"{folder} holds an encoder-decoder, two models in one: load it and call its save_pretrained instead")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # loading has said it all
+        return _converted(model, folder, destination, dtype, max_shard_size)
+
+
+def _converted(model: Any, folder: Path, destination: Path, dtype: str | None, max_shard_size: int) -> Converted:
+    """Write a folder beside the destination, check it and give it its name."""
     stored = even(model.tensors)
     model = type(model)(model.config, stored, backend="numpy")
     expected = sample(model)
     part = destination.absolute().with_name(f".{destination.absolute().name}.{secrets.token_hex(4)}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
         try:
+            part.mkdir()
             converted = _write(model, stored, expected, folder, part, dtype, max_shard_size)
             if destination.exists():
                 destination.rmdir()
@@ -100,7 +110,11 @@ def _write(
     cls, config = type(model), model.config
     unique = {id(value): name for name, value in stored.items()}
     size = sum(stored[name].nbytes for name in unique.values())
-    with progress(3 * size, "converting") as advance:
+    with progress(size, "converting") as told:
+
+        def advance(count: float) -> None:
+            told(count / 3)  # every byte is cast, written and compared
+
         tensors = _cast(stored, dtype, advance)
         kept = size / max(1, sum(tensors[name].nbytes for name in unique.values()))  # for each byte of the bar
         if dtype is not None:
@@ -108,9 +122,7 @@ def _write(
             config = dataclasses.replace(config, extra={**config.extra, key: dtype})
         rewritten = cls(config, tensors, backend="numpy")
         rewritten.save_pretrained(part, max_shard_size=shard_size, written=lambda count: advance(count * kept))
-        for name in KEPT:
-            if source.is_dir() and (source / name).is_file():
-                shutil.copyfile(source / name, part / name)
+        left = _copy(source, part)
         again = cls.from_pretrained(part, backend="numpy")
         for name, value in tensors.items():
             if not _same(again.tensors[name], value):
@@ -123,7 +135,32 @@ def _write(
     if not rounded and difference != 0.0:
         raise Error(f"{part} read again gives other numbers than {source}, by {difference:.1g} of the largest: this is a bug")
     written = [path.stat().st_size for path in part.glob("*.safetensors")]
-    return Converted(part, cls.__name__, len(open_tensors(part)), sum(written), difference)
+    return Converted(part, cls.__name__, len(open_tensors(part)), sum(written), difference, left)
+
+
+def _copy(source: Path, part: Path) -> tuple[str, ...]:
+    """Copy what lies beside the weights (hub.is_beside); returns the names of what is left out.
+
+    A file of weights is given for its folder where a config.json lies beside it; elsewhere its tokenizer is all that is its own.
+    """
+    folder = source if source.is_dir() else source.parent
+    form, _ = weights_of(source)
+    own = form.files if source.is_dir() else (source.name,)
+    read = {"config.json", *own, *(path.name for path in weight_files(source))}
+    whole = source.is_dir() or (folder / "config.json").is_file()
+    left = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if whole and not name.startswith("."))
+        for path in sorted(Path(where, name) for name in files):
+            name = path.relative_to(folder).as_posix()
+            if not path.is_file() or name in read or path.name.startswith(".") or not (whole or name in (*SETTINGS, *TEXT)):
+                continue
+            if is_beside(name) and path.stat().st_size <= SMALL:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, part / name)
+            else:
+                left.append(name)
+    return tuple(left)
 
 
 def _cast(stored: dict[str, Array], dtype: str | None, advance: Callable[[float], object]) -> dict[str, Array]:
@@ -153,7 +190,7 @@ def _same(one: Array, other: Array) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tinyroberta convert`, and `run` as what runs it."""
-    parser.description = "Write a checkpoint of any format as a folder of config.json, safetensors and the tokenizer's files."
+    parser.description = "Write a checkpoint of any format as a folder of config.json, safetensors and the small files beside it."
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder, a file or a Hub repository")
     parser.add_argument("destination", metavar="DESTINATION", help="a folder that is new or empty")
     parser.add_argument("--dtype", choices=tuple(FLOATS), help="of all tensors (as they are stored)")
@@ -179,5 +216,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     moved = f"within {done.difference:.1e} of the source's" if done.difference else "the source's to the bit"
+    if done.left:
+        print(f"left out: {', '.join(done.left)}", file=sys.stderr)
     print(f"{done.folder}: {done.architecture}, {done.tensors} tensors, {done.bytes:,} bytes; its outputs are {moved}")
     return 0

@@ -12,6 +12,7 @@ from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error, ieee
 from .inputs import as_array, check_ids, check_integers, on_gpu
+from .keywords import running_of
 from .models import (
     Options,
     Past,
@@ -22,10 +23,11 @@ from .models import (
     classes_of,
 )
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
+from .plan import plan
 from .weights import names
 from .weights.checkpoint import Part, Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
-from .weights.hub import checkpoint_folder
+from .weights.hub import checkpoint_folder, on_disk
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 MODEL_TYPE = "encoder-decoder"
@@ -102,7 +104,7 @@ class EncoderDecoderModel:
         self.generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
         self.projection = None if projection is None else dict(projection)
         self._projection = (
-            None if projection is None else encoder.ops.prepare({"proj": dict(projection)}, encoder.settings)["proj"]
+            None if projection is None else encoder.ops.prepare(plan({"proj": dict(projection)}), encoder.settings)["proj"]
         )
 
     def __repr__(self) -> str:
@@ -133,6 +135,7 @@ class EncoderDecoderModel:
         **running: Unpack[Running],
     ) -> Self:
         """The pair in a folder, a file or a Hub repository, each part as its own from_pretrained; raises Error on another."""
+        running = running_of(running, on_disk(path_or_repo))
         folder = checkpoint_folder(path_or_repo, revision)
         content = read_config(folder)
         if not is_pair(content):
@@ -248,7 +251,7 @@ class EncoderDecoderModel:
         return np.where(shifted == losses.IGNORED, pad, shifted)
 
     @ieee
-    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Texts (B, Se) -> what the decoder says of them, (B, L) ids from decoder_start_token_id on; as generation.generate.
 
         The arguments' defaults are the checkpoint's own: generation_config's where there is one, else those of the pair's

@@ -11,21 +11,21 @@ have become one, `qkv`, when the backend prepared them. `call` holds what does n
     x = norm(x)                                          then a head: words, labels, spans
 
 Pre-norm (Xiong et al. 2020): the norm stands before each sublayer and never on the path that carries x through. Plain RoBERTa
-is post-norm: x = norm(x + attention(x)), and no norm at the end. That is all that tells the two apart: `pre_norm`, `post_norm`.
+is post-norm: x = norm(x + attention(x)), and no norm at the end. That is all that tells pre_norm_block from post_norm_block.
+The sum is the last thing that a sublayer's last product does: `residual` is what it adds to.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backends import Activation, Array, Backend, Sequences
-from .cache import Cache, LayerCache
+from .cache import Cache
 
 Weights = dict[str, Any]
-Sublayered = tuple[Array, list[Array] | None]  # x with what was added to it, attention's probabilities
-Sublayer = Callable[..., Sublayered]  # of what it reads and of x, which it adds to
 
 
 class Call(NamedTuple):
@@ -38,7 +38,7 @@ class Call(NamedTuple):
     sequences: Sequences  # whose queries read which keys
     bias: Array | None = None  # added to the scores: masks that packing cannot say, (B, 1 or H, 1 or Sq, Sk)
     head_mask: Sequence[Array] | None = None  # one a layer, (1 or B, H, 1 or Sq, 1 or Sk)
-    pre_norm: bool = True  # where the norm stands; False: post_norm
+    pre_norm: bool = True  # where the norms stand: before the sublayers, or behind the sums
     probs: bool = False  # keep the attention probabilities
     states: bool = False  # keep the hidden states
     chunk: int = 0  # rows that the feed-forward takes at a time, 0 for all
@@ -48,8 +48,16 @@ class Call(NamedTuple):
     source_bias: Array | None = None
 
 
+class Kept(NamedTuple):
+    """What was asked to be kept on the way, one entry a layer."""
+
+    hidden_states: list[Array]
+    attentions: list[list[Array]]
+    cross_attentions: list[list[Array]]
+
+
 class Encoded(NamedTuple):
-    """What the encoder leaves: packed rows, and what was asked to be kept."""
+    """What the encoder leaves: packed rows, and what was kept on the way."""
 
     last: Array  # (T, D)
     hidden_states: list[Array]
@@ -67,98 +75,102 @@ def embed(
     return x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=eps)
 
 
-def pre_norm(
-    sublayer: Sublayer, ops: Backend, x: Array, call: Call, *state: Any, LayerNorm: Weights, **weights: Weights
-) -> Sublayered:  # (T, D) -> (T, D)
-    """x + sublayer(norm(x)): the norm feeds the sublayer, x passes by it untouched."""
-    h = ops.layer_norm(x, **LayerNorm, eps=call.eps)
-    return sublayer(ops, h, x, call, *state, **weights)
+def pre_norm_block(
+    ops: Backend, x: Array, call: Call, index: int, kept: Kept,
+    *, attention: Weights, intermediate: Weights, output: Weights, crossattention: Weights | None = None,
+) -> Array:  # (T, D) -> (T, D)  # fmt: skip
+    """One layer in which a norm feeds each sublayer, and x passes by it untouched; `residual` is what a sublayer adds to."""
+    norm = partial(ops.layer_norm, eps=call.eps)
+    # x + attention(norm(x))
+    h = norm(x, **attention["LayerNorm"])
+    x = self_attention(ops, h, call, index, kept, attention["self"], attention["output"], residual=x)
+    if crossattention is not None and call.source is not None:
+        h = norm(x, **crossattention["LayerNorm"])
+        x = cross_attention(ops, h, call, index, kept, crossattention["self"], crossattention["output"], residual=x)
+    # x + feed_forward(norm(x))
+    h = norm(x, **intermediate["LayerNorm"])
+    return feed_forward(ops, h, call, intermediate["dense"], output["dense"], residual=x)
 
 
-def post_norm(
-    sublayer: Sublayer, ops: Backend, x: Array, call: Call, *state: Any, output: Weights, **weights: Weights
-) -> Sublayered:  # (T, D) -> (T, D)
-    """norm(x + sublayer(x)): the sum itself is normed, in every layer again (Vaswani et al. 2017)."""
-    x, probabilities = sublayer(ops, x, x, call, *state, output=output, **weights)
-    return ops.layer_norm(x, **output["LayerNorm"], eps=call.eps), probabilities
+def post_norm_block(
+    ops: Backend, x: Array, call: Call, index: int, kept: Kept,
+    *, attention: Weights, intermediate: Weights, output: Weights, crossattention: Weights | None = None,
+) -> Array:  # (T, D) -> (T, D)  # fmt: skip
+    """One layer in which the sums themselves are normed, in every layer again (Vaswani et al. 2017)."""
+    norm = partial(ops.layer_norm, eps=call.eps)
+    # norm(x + attention(x))
+    x = self_attention(ops, x, call, index, kept, attention["self"], attention["output"], residual=x)
+    x = norm(x, **attention["output"]["LayerNorm"])
+    if crossattention is not None and call.source is not None:
+        x = cross_attention(ops, x, call, index, kept, crossattention["self"], crossattention["output"], residual=x)
+        x = norm(x, **crossattention["output"]["LayerNorm"])
+    # norm(x + feed_forward(x))
+    x = feed_forward(ops, x, call, intermediate["dense"], output["dense"], residual=x)
+    return norm(x, **output["LayerNorm"])
 
 
 def self_attention(
-    ops: Backend, h: Array, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
-    *, self: Weights, output: Weights,
-) -> Sublayered:  # (T, D) x2 -> (T, D)  # fmt: skip
-    """Every token asks (q), is asked (k) and answers (v); the answers, weighed by how well q meets k, are added to x."""
-    q, k, v = thirds(ops.linear(h, **self["qkv"]))
+    ops: Backend, h: Array, call: Call, index: int, kept: Kept, own: Weights, output: Weights, residual: Array
+) -> Array:  # (T, D) x2 -> (T, D)
+    """Every token asks (q), is asked (k) and answers (v); what is added are the answers, weighed by how well q meets k."""
+    q, k, v = thirds(ops.linear(h, **own["qkv"]))
     heads = q.shape[-1] // call.head_size
-    if past is not None:
-        k, v = past.extend(k, v, heads)
+    if call.cache is not None:
+        k, v = call.cache.layer(index)[0].extend(k, v, heads)
     bias = call.bias
-    if "distance_embedding" in self:
-        relative = relative_bias(ops, q, k, call, heads, self["distance_embedding"]["weight"])
+    if "distance_embedding" in own:
+        relative = relative_bias(ops, q, k, call, heads, own["distance_embedding"]["weight"])
         bias = relative if bias is None else relative + bias
+    head_mask = None if call.head_mask is None else call.head_mask[index]
     context, probabilities = ops.attention(q, k, v, call.sequences, heads, bias, head_mask, call.probs)
-    return ops.linear(context, **output["dense"], residual=x), probabilities
+    if probabilities is not None:
+        kept.attentions.append(probabilities)
+    return ops.linear(context, **output["dense"], residual=residual)
 
 
 def cross_attention(
-    ops: Backend, h: Array, x: Array, call: Call, past: LayerCache | None, head_mask: Array | None,
-    *, self: Weights, output: Weights,
-) -> Sublayered:  # (T, D) x2, (Te, D) -> (T, D)  # fmt: skip
+    ops: Backend, h: Array, call: Call, index: int, kept: Kept, own: Weights, output: Weights, residual: Array
+) -> Array:  # (T, D) x2, (Te, D) -> (T, D)
     """The same, but the keys and values come from another model's output, which is not normed here."""
     assert call.source_sequences is not None
-    q = ops.linear(h, **self["query"])
+    q = ops.linear(h, **own["query"])
     heads = q.shape[-1] // call.head_size
+    past = None if call.cache is None else call.cache.layer(index)[1]
     if past is not None and past.length:
         k, v = past.stored()
     else:
-        k, v = ops.linear(call.source, **self["key"]), ops.linear(call.source, **self["value"])
+        k, v = ops.linear(call.source, **own["key"]), ops.linear(call.source, **own["value"])
         if past is not None:
             k, v = past.extend(k, v, heads)
+    head_mask = None if call.head_mask is None else call.head_mask[index]
     context, probabilities = ops.attention(q, k, v, call.source_sequences, heads, call.source_bias, head_mask, call.probs)
-    return ops.linear(context, **output["dense"], residual=x), probabilities
+    if probabilities is not None:
+        kept.cross_attentions.append(probabilities)
+    return ops.linear(context, **output["dense"], residual=residual)
 
 
 def feed_forward(
-    ops: Backend, h: Array, x: Array, call: Call, *, dense: Weights, output: Weights
-) -> Sublayered:  # (T, D) x2 -> (T, I) -> (T, D)
-    """Each token for itself: wider, bent by the activation, back, added to x."""
-    if 0 < call.chunk < len(x):
-        chunks = [slice(start, start + call.chunk) for start in range(0, len(x), call.chunk)]
-        return np.concatenate([feed_forward(ops, h[c], x[c], call, dense=dense, output=output)[0] for c in chunks]), None
-    h = ops.linear(h, **dense, activation=call.hidden_act)
-    return ops.linear(h, **output["dense"], residual=x), None
-
-
-def block(
-    ops: Backend, x: Array, call: Call, index: int,
-    *, attention: Weights, intermediate: Weights, output: Weights, crossattention: Weights | None = None,
-) -> tuple[Array, list[Array] | None, list[Array] | None]:  # (T, D) -> (T, D)  # fmt: skip
-    """One layer: read the other tokens, read the source where there is one, think; and the attentions' probabilities."""
-    norm = pre_norm if call.pre_norm else post_norm
-    head_mask = None if call.head_mask is None else call.head_mask[index]
-    past, cross_past = (None, None) if call.cache is None else call.cache.layer(index)
-    x, probabilities = norm(self_attention, ops, x, call, past, head_mask, **attention)
-    cross_probabilities = None
-    if crossattention is not None and call.source is not None:
-        x, cross_probabilities = norm(cross_attention, ops, x, call, cross_past, head_mask, **crossattention)
-    x, _ = norm(feed_forward, ops, x, call, **intermediate, output=output)
-    return x, probabilities, cross_probabilities
+    ops: Backend, h: Array, call: Call, inner: Weights, outer: Weights, residual: Array
+) -> Array:  # (T, D) x2 -> (T, I) -> (T, D)
+    """Each token for itself: wider, bent by the activation, back, and added."""
+    if 0 < call.chunk < len(residual):
+        chunks = [slice(start, start + call.chunk) for start in range(0, len(residual), call.chunk)]
+        return np.concatenate([feed_forward(ops, h[c], call, inner, outer, residual[c]) for c in chunks])
+    h = ops.linear(h, **inner, activation=call.hidden_act)
+    return ops.linear(h, **outer, residual=residual)
 
 
 def encode(
     ops: Backend, x: Array, call: Call, *, layer: dict[str, Weights], LayerNorm: Weights | None
 ) -> Encoded:  # (T, D) -> (T, D)
     """All layers, then in a pre-norm model the final norm, since x has grown with depth and the heads expect one size."""
-    kept = Encoded(x, [x] if call.states else [], [], [])
+    block = pre_norm_block if call.pre_norm else post_norm_block
+    kept = Kept([x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
-        x, probabilities, cross_probabilities = block(ops, x, call, index, **weights)
+        x = block(ops, x, call, index, kept, **weights)
         if call.states:  # not normed; models.py puts `last` in the place of the last one, as transformers 5 does
             kept.hidden_states.append(x)
-        if probabilities is not None:
-            kept.attentions.append(probabilities)
-        if cross_probabilities is not None:
-            kept.cross_attentions.append(cross_probabilities)
-    return kept._replace(last=x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=call.eps))
+    return Encoded(x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=call.eps), *kept)
 
 
 # The heads: each reads rows of the encoder's output.

@@ -131,16 +131,51 @@ def additive(mask: Array, queries: int, causal: bool, dtype: Any) -> Array:  # (
 
 
 def on_gpu(x: Any) -> bool:
-    """Whether an array is a GPU's, which NumPy's functions take but np.asarray does not."""
-    return hasattr(x, "__cuda_array_interface__")
+    """Whether an array is a GPU's, which NumPy's functions take but np.asarray does not; torch's tensors go by the host."""
+    return not is_torch(x) and hasattr(x, "__cuda_array_interface__")
+
+
+def is_torch(x: Any) -> bool:
+    """Whether a thing is a torch.Tensor, seen without torch."""
+    return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(x).__mro__)
 
 
 def as_array(x: Any, name: str) -> Array:
-    """What a caller gave, as an array of the host; raises Error on what cannot be one."""
+    """What a caller gave, as an array of the host; raises Error on what cannot be one.
+
+    Of a torch tensor its numbers are taken, wherever it lies and whether or not it is sparse or has gradients.
+    """
     try:
-        return np.asarray(x.get() if on_gpu(x) and hasattr(x, "get") else x)
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-        raise Error(f"{name} is no array of numbers: it is ragged (its rows differ in length) or holds something else") from error
+        return np.asarray(_host(x, name))
+    except Error:
+        raise
+    except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError) as error:
+        told = "it is ragged (its rows differ in length)" if _ragged(x) else str(error).partition("\n")[0]
+        raise Error(f"{name} is no array of numbers: {told}") from error
+
+
+def _host(x: Any, name: str) -> Any:
+    """What np.asarray takes, of an array of a GPU, a torch tensor, or a list of either."""
+    if isinstance(x, list | tuple):  # the first of a list stands for all: looking at every number of long lists takes long
+        return [_host(part, name) for part in x] if x and (is_torch(x[0]) or isinstance(x[0], list | tuple)) else x
+    if not is_torch(x):
+        return x.get() if on_gpu(x) and hasattr(x, "get") else x
+    if x.is_meta:
+        raise Error(f"{name} is a torch tensor on the device meta, which holds no numbers: give one of a real device")
+    if x.is_nested:
+        raise Error(f"{name} is a nested torch tensor, whose rows differ in length: torch.nested.to_padded_tensor pads them")
+    x = x.detach()
+    x = x if str(x.layout) == "torch.strided" else x.to_dense()
+    exact = x.float() if "float8" in str(x.dtype) or str(x.dtype) == "torch.bfloat16" else x  # NumPy lacks these
+    return exact.numpy(force=True)
+
+
+def _ragged(x: Any) -> bool:
+    """Whether lists in a list differ in length, or are beside what is none."""
+    if not isinstance(x, list | tuple):
+        return False
+    lengths = {len(part) if hasattr(part, "__len__") and not isinstance(part, str) else None for part in x}
+    return len(lengths) > 1 or any(_ragged(part) for part in x)
 
 
 def check_integers(x: Any, name: str) -> Array:
@@ -155,6 +190,8 @@ def check_integers(x: Any, name: str) -> Array:
 
 def check_ids(x: Any, name: str, size: int) -> Array:
     """Integer ids, (B, S) int64, each at least 0 and below `size`; raises Error, or RangeError for an id out of range."""
+    if x is None:
+        raise Error(f"{name} is missing: give token ids, (batch, tokens)")
     ids = check_integers(x, name)
     if ids.ndim != 2:
         raise Error(f"{name} has shape {ids.shape}; it must be (batch, tokens)")

@@ -12,6 +12,7 @@ import numpy as np
 from . import models
 from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel, Parts, is_pair, parts_of
 from .errors import Error
+from .terminal import print_rich
 from .weights import names
 from .weights.checkpoint import Part, Stored, read_config, weight_files, weights_of
 from .weights.foreign import Renamed
@@ -190,17 +191,10 @@ def run(arguments: argparse.Namespace) -> int:
 def show(content: dict[str, Any]) -> None:
     """A description as tables for people; raises Error where rich is not installed."""
     try:
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
     except ImportError as error:
         raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
-    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    facts.add_column(style="dim")
-    facts.add_column(overflow="fold")
     rows = {
         "source": content["source"],
         "format": content["format"],
@@ -212,17 +206,25 @@ def show(content: dict[str, Any]) -> None:
         "tied": "\n".join(f"{name} is {kept}" for name, kept in content["tied"].items()) or "nothing",
         "unused": "\n".join(content["unused"]) or "nothing",
     }
-    for name, text in rows.items():
-        facts.add_row(name, escape(text))
-    console.print(facts)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("shape", "dtype", "bytes"):
-        table.add_column(name, justify="right")
-    table.add_column("tensor", overflow="fold")
-    for tensor in content["tensors"]:
-        shape = " x ".join(map(str, tensor["shape"])) or "1"
-        style = "dim" if tensor["used"] is False else ""
-        table.add_row(shape, tensor["dtype"], f"{tensor['bytes']:,}", escape(tensor["name"]), style=style)
-    console.print(table)
-    if content["problem"]:
-        console.print(f"\n[bold]cannot be loaded:[/bold] {escape(content['problem'])}", soft_wrap=True)
+
+    def render(console: Any, width: int | None) -> None:
+        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column(overflow="fold")
+        for name, text in rows.items():
+            facts.add_row(name, escape(text))
+        console.print(facts)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        counted = width is None or width >= 80
+        for name in ("shape", "dtype", *(["bytes"] if counted else [])):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("tensor", overflow="fold")
+        for tensor in content["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"])) or "1"
+            size = [f"{tensor['bytes']:,}"] if counted else []
+            table.add_row(shape, tensor["dtype"], *size, escape(tensor["name"]), style="dim" if tensor["used"] is False else "")
+        console.print(table)
+        if content["problem"]:
+            console.print(f"\n[bold]cannot be loaded:[/bold] {escape(content['problem'])}", soft_wrap=True)
+
+    print_rich(render)

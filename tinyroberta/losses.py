@@ -93,7 +93,7 @@ def question_answering(start_logits: Array, end_logits: Array, starts: Array, en
         if positions.size != len(logits) or positions.dtype.kind not in "iu":
             raise Error(f"{name} are {positions.dtype} of shape {positions.shape}; they must be {len(logits)} integers")
         losses.append(cross_entropy(logits, positions.reshape(-1).clip(0, S), ignored=S))
-    return np.asarray((losses[0] + losses[1]) / 2)
+    return np.asarray((losses[0] + losses[1]) / 2, start_logits.dtype)  # before NumPy 2 a 0-d float32 over 2 is float64
 
 
 def check_labels(labels: Array, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 import numpy as np
 
 from . import forward, generation, losses, surgery
-from .backends import DTYPES, PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
+from .backends import PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error, ieee
@@ -27,6 +27,7 @@ from .inputs import (
     position_ids_of,
     take_places,
 )
+from .keywords import dtype_name, running_of
 from .outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -37,10 +38,11 @@ from .outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from .plan import plan
 from .weights import names
 from .weights.checkpoint import Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
-from .weights.hub import checkpoint_folder
+from .weights.hub import checkpoint_folder, on_disk
 from .weights.safetensors import SHARD_SIZE, save_tensors, size_of
 
 Output = TypeVar("Output", bound=ModelOutput)
@@ -104,6 +106,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
         Raises Error on settings that the backend cannot fulfil.
         """
+        _check_kind(config)
         if running.get("backend") is None and callable(config.hidden_act):
             running["backend"] = "numpy"  # what Numba cannot compile NumPy can call
         self.backend, self.settings = settings_of(**running)
@@ -150,7 +153,7 @@ class RobertaPreLayerNormPreTrainedModel:
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
         """Take a configuration and its tensors: the one place where weights are prepared."""
         self.config, self.tensors = config, dict(tensors)
-        self.weights = self.ops.prepare(names.nest(self.tensors), self.settings)
+        self.weights = self.ops.prepare(plan(names.nest(self.tensors)), self.settings)
 
     @classmethod
     def from_pretrained(
@@ -166,11 +169,15 @@ class RobertaPreLayerNormPreTrainedModel:
 
         transformers_version says whose rules hold: which of a file's tied weights where they differ (names.gather), and what
         hidden_states[-1] is. In 5 it is the last hidden state, after the final norm, unless config.tie_last_hidden_states is
-        false; in 4 RobertaPreLayerNorm's is the stream before that norm.
+        false; in 4 RobertaPreLayerNorm's is the stream before that norm. transformers' keywords that change nothing here are
+        taken, the others refused by name (keywords.py).
         """
+        running = running_of(running, on_disk(path_or_repo))
         settings_of(**running)
         folder = checkpoint_folder(path_or_repo, revision)
         stored = open_checkpoint(folder)
+        if config is not None:
+            _check_kind(config)
         config = _placed(config or config_of(folder, model_type=lambda: cls.model_type), stored)
         model = cls.from_stored(stored, config, str(folder), transformers_version, **running)
         model.generation_config = read_generation_config(folder)
@@ -227,7 +234,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     def set_input_embeddings(self, weight: Any) -> None:
         """Replace the word embeddings by (V', D) numbers; tied output embeddings follow, a tied bias is cut or padded with 0."""
-        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.WORDS, np.asarray(weight)))
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.WORDS, as_array(weight, "weight")))
 
     def get_output_embeddings(self) -> Array | None:
         """The language model head's (V, D) weight; None for other heads."""
@@ -235,7 +242,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     def set_output_embeddings(self, weight: Any) -> None:
         """Replace the language model head's weight by (V, D) numbers, which unties it; raises Error for other heads."""
-        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.DECODER, np.asarray(weight)))
+        self._adopt(*surgery.with_embeddings(self.config, self.tensors, names.DECODER, as_array(weight, "weight")))
 
     def tie_weights(self) -> None:
         """Make the head's weight the word embeddings again, where config.tie_word_embeddings says so."""
@@ -575,7 +582,7 @@ class RobertaPreLayerNormForCausalLM(_LanguageModel):
             CausalLMOutputWithCrossAttentions(loss, logits, **self._kept(encoding, options, cross=True)), options
         )
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Prompts (B, S) continued, as ids; the arguments are those of generation.generate, their defaults the checkpoint's own.
 
         Those are generation_config's where there is one, else what the configuration says of generation.
@@ -795,6 +802,7 @@ def load(
     *,
     revision: str | None = None,
     transformers_version: Literal[4, 5] = 5,
+    **others: Any,
 ) -> Any:
     """The model in a folder, a file of weights or a Hub repository, of the class that its config.json names, or the bare model.
 
@@ -802,9 +810,10 @@ def load(
 
     transformers_version=4 gives that version's tied weights and hidden_states[-1] where they differ from version 5's
     (`from_pretrained` says how).
-    Raises Error where the class is none of this library's, or as `from_pretrained` does.
+    Raises Error where the class is none of this library's, or as `from_pretrained` does, whose other keywords are taken too.
     """
     running = Running(backend=backend, dtype=dtype, matmul_precision=matmul_precision, threads=threads, reproducible=reproducible)
+    running = running_of({**running, **others}, on_disk(path_or_repo))
     settings_of(**running)
     folder = checkpoint_folder(path_or_repo, revision)
     from .encoder_decoder import EncoderDecoderModel, is_pair
@@ -836,6 +845,11 @@ def classes_of(model_type: str) -> list[type[RobertaPreLayerNormPreTrainedModel]
     return [next(cls for cls in family if cls.model_type == model_type) for family in kin]
 
 
+def _check_kind(config: object) -> None:
+    if not isinstance(config, RobertaPreLayerNormConfig):
+        raise Error(f"config is of type {type(config).__name__}; it must be a {RobertaPreLayerNormConfig.__name__} or its kin")
+
+
 def _placed(config: RobertaPreLayerNormConfig, stored: Stored) -> RobertaPreLayerNormConfig:
     """The configuration that a checkpoint should have had: DinkyTrain's call themselves roberta, with pre-norm weights."""
     if config.model_type != "roberta" or not names.placed_before(stored):
@@ -853,14 +867,17 @@ def settings_of(
     matmul_precision: str = "highest",
     threads: int | None = None,
     reproducible: bool = False,
+    **unknown: Any,
 ) -> tuple[str, Settings]:
     """A backend's name and the settings for it; raises Error on a value that is none of the allowed ones.
 
     float64 is NumPy's alone, so it is the backend where none is named.
     """
-    for name, value, allowed in (("dtype", dtype, DTYPES), ("matmul_precision", matmul_precision, PRECISIONS)):
-        if value not in allowed:
-            raise Error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if unknown:
+        raise Error(f"a model does not know {', '.join(sorted(unknown))}; it takes {', '.join(Running.__annotations__)}")
+    dtype = dtype_name(dtype)
+    if matmul_precision not in PRECISIONS:
+        raise Error(f"matmul_precision is {matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
     backend = backend or ("numpy" if dtype == "float64" else default_backend())

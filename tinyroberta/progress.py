@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
-def progress(total: float, name: str, after: float = 0.0) -> Iterator[Callable[[float], object]]:
-    """Yield what is to be told of bytes done; the bar shows once `after` seconds have gone by, and is wiped at the end."""
+def progress(total: float, name: str, after: float = 0.0, unit: str = "bytes") -> Iterator[Callable[[float], object]]:
+    """Yield what is to be told of bytes or other units done; the bar shows `after` seconds from now and is wiped at the end."""
     if sys.stderr is None or not (sys.stderr.isatty() or os.environ.get("FORCE_COLOR")):  # which is rich's word for a terminal
         yield lambda _: None
         return
@@ -21,7 +21,7 @@ def progress(total: float, name: str, after: float = 0.0) -> Iterator[Callable[[
             nonlocal done, show
             done += count
             if show is None and time.monotonic() - start >= after and done < total:
-                show = stack.enter_context(_bar(total, name))
+                show = stack.enter_context(_bar(total, name, unit))
             if show is not None:
                 show(done)
 
@@ -29,16 +29,23 @@ def progress(total: float, name: str, after: float = 0.0) -> Iterator[Callable[[
 
 
 @contextmanager
-def _bar(total: float, name: str) -> Iterator[Callable[[float], object]]:
+def _bar(total: float, name: str, unit: str) -> Iterator[Callable[[float], object]]:
     try:
+        from rich import progress as parts
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     except ImportError:
         width = len(name) + len(": 100%")
         yield lambda done: print(f"\r{name}: {done / total:.0%}", end="", file=sys.stderr, flush=True)
         print(f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)
         return
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    columns: list[parts.ProgressColumn] = [parts.TextColumn(name), parts.BarColumn(40 if console.width >= 80 else None)]
+    if console.width < 60:
+        columns.append(parts.TaskProgressColumn())
+    elif unit == "bytes":
+        columns += [parts.DownloadColumn(), parts.TransferSpeedColumn(), parts.TimeRemainingColumn()]
+    else:
+        columns += [parts.MofNCompleteColumn(), parts.TextColumn(unit)]
+    with parts.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-enum { F32 = 0, F16 = 2, BF16 = 14, COMPUTE_32F = 68, TF32 = 77 };
+enum { DESTROYED = -1, F32 = 0, F16 = 2, BF16 = 14, COMPUTE_32F = 68, TF32 = 77 };
 struct Description {
   int compute, scale, transpose_a = 0, transpose_b = 0, epilogue = 1;
   void* bias = nullptr;
@@ -57,12 +57,17 @@ static float cut(float x, bool tf32) {
   return x;
 }
 static int check(const Description* d, const Layout* a, const Layout* b, const Layout* c, const Layout* y) {
+  if (d->compute == DESTROYED) return 7;
+  for (const Layout* layout : {a, b, c, y})
+    if (layout->type == DESTROYED) return 7;
   uint64_t m = d->transpose_a ? a->columns : a->rows, k = d->transpose_a ? a->rows : a->columns;
   uint64_t n = d->transpose_b ? b->rows : b->columns, k2 = d->transpose_b ? b->columns : b->rows;
   bool fit = k == k2 && y->rows == m && y->columns == n && c->rows == m && c->columns == n && a->type == b->type;
   if (!fit || c->type != y->type || (d->compute == TF32 && a->type != F32)) return 7;
   return a->step * (a->type == F32 ? 4 : 2) % 16 ? 15 : 0;
 }
+
+static int alive = 0;  // descriptions and layouts; one that is destroyed stays in memory, so that using it is an error and no luck
 
 extern "C" {
 int cublasLtCreate(void** handle) {
@@ -72,10 +77,20 @@ int cublasLtCreate(void** handle) {
 int cublasLtMatmulDescCreate(Description** d, int compute, int scale) {
   if ((compute != COMPUTE_32F && compute != TF32) || scale != F32) return 7;
   *d = new Description{compute, scale};
+  alive++;
   return 0;
 }
-// Not cuBLASLt's: what a captured call keeps, since the library reads a description when it is called and not when it is played.
+int cublasLtMatmulDescDestroy(Description* d) {
+  if (d->compute == DESTROYED) return 7;
+  d->compute = DESTROYED;
+  alive--;
+  return 0;
+}
+// Not cuBLASLt's: what a captured call keeps, since the library reads descriptions and layouts when it is called and not when it is
+// played; and how many of both there are.
 Description* snapshot(const Description* d) { return new Description(*d); }
+Layout* snapshot_layout(const Layout* l) { return new Layout(*l); }
+int alive_count() { return alive; }
 int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* value, size_t size) {
   int* words[] = {&d->transpose_a, &d->transpose_b, nullptr, nullptr, &d->epilogue};
   if (attribute == 8 && size == 8)
@@ -89,6 +104,13 @@ int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* va
 int cublasLtMatrixLayoutCreate(Layout** l, int type, uint64_t rows, uint64_t columns, int64_t step) {
   if (step < int64_t(rows)) return 7;
   *l = new Layout{type, rows, columns, step};
+  alive++;
+  return 0;
+}
+int cublasLtMatrixLayoutDestroy(Layout* l) {
+  if (l->type == DESTROYED) return 7;
+  l->type = DESTROYED;
+  alive--;
   return 0;
 }
 int cublasLtMatmulPreferenceCreate(Preference** p) {

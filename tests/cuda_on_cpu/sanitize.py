@@ -38,36 +38,36 @@ def every_kernel(ops: Any) -> None:
             for given in ({}, {"output_attentions": True}, {"padding": "compute"}):
                 model(ids, attention_mask=mask, **given)
     starts, length = np.array([0, 70], np.int32), np.array([70], np.int32)
-    wgmma = ops.hopper
+    wgmma = ops.device.hopper
     for d, hopper in ((20, wgmma), (64, wgmma), (64, lambda: False), (100, wgmma)):
-        ops.hopper = hopper
+        ops.device.hopper = hopper
         for dtype in (np.float32, ml_dtypes.bfloat16, np.float16):
             qkv = ops.cp.asarray(random.standard_normal((70, 3 * d)).astype(dtype))
             q, k, v = (qkv[:, i * d : (i + 1) * d] for i in range(3))
             for bias in (None, np.zeros((1, 1, 1, 70))):
                 ops.attention(q, k, v, Sequences(starts, starts[:1], length, True), 1, bias)
-    ops.hopper = wgmma
+    ops.device.hopper = wgmma
     for width in (33, 40):
         x, w = (ops.asarray(random.standard_normal(shape)) for shape in ((5, width), (6, width)))
-        for out in (ops.FLOAT, ops.BF16, ops.F16):
+        for out in (ops.launch.FLOAT, ops.launch.BF16, ops.launch.F16):
             ops.activation(w.astype(out), "relu")
-            ops._converted(w.astype(out), ops.FLOAT)
-            ops.layer_norm(x, ops.Norm(w[0], out), w[1], 1e-5)
-            for operand in (ops.FLOAT, ops.BF16, ops.F16) if out == ops.FLOAT else (out,):
-                dense = ops.Dense(w.astype(operand), "medium", out)
+            ops.ops.converted(w.astype(out), ops.launch.FLOAT)
+            ops.layer_norm(x, ops.weights.Norm(w[0], out), w[1], 1e-5)
+            for operand in (ops.launch.FLOAT, ops.launch.BF16, ops.launch.F16) if out == ops.launch.FLOAT else (out,):
+                dense = ops.weights.Dense(w.astype(operand), "medium", out)
                 for name in ("gelu", "relu"):
                     ops.linear(x, dense, w[:, 0].copy().astype(out), name)
-        ops.layer_norm(x, ops.Norm(w[0], ops.DIGITS), w[1], 1e-5)
-        block = ops._block
+        ops.layer_norm(x, ops.weights.Norm(w[0], ops.launch.DIGITS), w[1], 1e-5)
+        block = ops.digits._block
         for diagonals, *sizes in ((3, 2, 128, 4), (3, 2, 96, 4), (4, 2, 96, 4), (3, 1, 32, 6), (4, 1, 32, 6)):
-            ops._block = lambda *_, sizes=tuple(sizes): sizes
-            for ops.hopper in (wgmma, lambda: False):
+            ops.digits._block = lambda *_, sizes=tuple(sizes): sizes
+            for ops.device.hopper in (wgmma, lambda: False):
                 for name in ("gelu", "relu"):
-                    ops.linear(x, ops.Sliced(ops.cut(w), diagonals), w[:, 0].copy(), name)
-        ops._block = block
-        ops.hopper = wgmma
+                    ops.linear(x, ops.weights.Sliced(ops.digits.cut(w), diagonals), w[:, 0].copy(), name)
+        ops.digits._block = block
+        ops.device.hopper = wgmma
         ids = ops.asarray(np.arange(5))
-        ops.embed(ids, ids, ids, w, w, ops.Segments(w, False))
+        ops.embed(ids, ids, ids, w, w, ops.weights.Segments(w, False))
 
 
 def main(sanitizer: str, planted: bool) -> None:
@@ -85,10 +85,10 @@ def main(sanitizer: str, planted: bool) -> None:
         ops.cublaslt.library, ops.compiler.library = lambda: None, lambda: nvrtc
         if planted:
             file, right, wrong = PLANTED[sanitizer]
-            assert right in ops.SOURCES[file]
-            ops.SOURCES[file] = ops.SOURCES[file].replace(right, wrong, 1)
+            assert right in ops.launch.SOURCES[file]
+            ops.launch.SOURCES[file] = ops.launch.SOURCES[file].replace(right, wrong, 1)
         every_kernel(ops)
-        known = {name for names in ops.KERNELS.values() for name in names}
+        known = {name for names in ops.launch.KERNELS.values() for name in names}
         assert known <= set(stand_in.launched), known - set(stand_in.launched)
     print("clean")
 

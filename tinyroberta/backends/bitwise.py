@@ -17,6 +17,7 @@ numba compiles the functions from `exp` to `tanh` from here, reading `where`, `p
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
 from .numpy import _threadpoolctl, asarray, attend, embed, recorded, running, to_numpy
+from .records import PRODUCTS, WORDS, Activated, Dense, Norm, Normed, Table, each, mapped
 
 __all__ = [
     "activation",
@@ -424,7 +426,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if settings.threads is not None:
         _threadpoolctl()
 
-    def pack(parts: list[Array], kind: tuple[int, int]) -> list[Weight]:
+    def pack(layer: Dense, parts: list[Array], kind: tuple[int, int]) -> list[Weight]:  # noqa: ARG001
         weight, (slices, kept) = np.concatenate(parts) if len(parts) > 1 else parts[0], kind
         pieces = [weight[:, start : start + DEEPEST] for start in range(0, weight.shape[1], DEEPEST)]
         return [Weight(*cut(piece, slices), kept) for piece in pieces]
@@ -449,79 +451,87 @@ def single(x: Array) -> Array:
 def arrange(
     tree: dict[str, Any],
     cuts: tuple[tuple[int, int], tuple[int, int]],
-    pack: Callable[[list[Array], tuple[int, int]], Any],
+    pack: Callable[[Dense, list[Array], tuple[int, int]], Any],
     gain: Callable[[Array], Any] = lambda weight: weight,
-    folds: bool = True,
+    shares: bool = True,
 ) -> dict[str, Any]:
-    """The tree in float32, its dense layers' weights as pack([query, key, value] or [weight], (slices, diagonals)).
+    """The tree in float32, a dense layer's weight as pack(layer, its parts, (slices, diagonals)).
 
-    A norm's weight is gain(weight) where products alone read the norm, and may have moved into theirs where `folds` is true.
+    Where numbers have a heavy tail, after an activation and in a sublayer whose norm's gains are shared, the second of `cuts` is
+    taken. A norm's weight is gain(weight) where products alone read it.
     """
+    sublayers = shares_of(tree) if shares else {}
     converted: dict[int, Array] = {}
 
-    def packed(parts: list[Array], cut: tuple[int, int]) -> Any:
-        held = pack([single(part) for part in parts], cut)
-        for part in parts:
+    def kept(x: Array) -> Array:  # tied weights, one array in two records, stay one
+        if id(x) not in converted:
+            converted[id(x)] = single(x)
+        return converted[id(x)]
+
+    def dense(layer: Dense) -> dict[str, Any]:
+        tailed = layer.sublayer in sublayers or isinstance(layer.reads, Activated)
+        held = pack(layer, [single(part) for part in layer.parts], cuts[tailed])
+        for part in layer.parts:
             if getattr(held, "panels", None) is not part:
                 release(part)
-        return held
+        bias = kept(layer.biases[0]) if len(layer.biases) == 1 else np.concatenate([single(bias) for bias in layer.biases])
+        return {"weight": held, "bias": bias}
 
-    def visit(branch: Any, names: tuple[str, ...], folded: bool = False) -> Any:
-        if not isinstance(branch, dict) and names[-2] == "word_embeddings" and branch.dtype.itemsize == 2:
-            return branch  # mapped; only the rows that are asked for are widened
-        if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
-            if id(branch) not in converted:
-                converted[id(branch)] = single(branch)
-            return converted[id(branch)]
-        if names[-1] in READERS and folds:
-            branch, folded = fold(branch, names[-1])
-        if names[-2:] == ("attention", "self"):
-            parts = [branch[part] for part in ("query", "key", "value")]
-            bias = np.concatenate([single(part["bias"]) for part in parts])
-            rest = {key: visit(value, (*names, key)) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": {"weight": packed([part["weight"] for part in parts], cuts[folded]), "bias": bias}} | rest
-        if set(branch) != {"weight", "bias"}:
-            return {key: visit(value, (*names, key), folded) for key, value in branch.items()}
-        weight = branch["weight"]
-        if weight.ndim == 2:
-            second = names[-2:] == ("output", "dense") and "attention" not in names[-3]
-            return {"weight": packed([weight], cuts[second or folded]), "bias": single(branch["bias"])}
-        weight = single(weight)
-        return {"weight": gain(weight) if names[-2:] in READ_BY_PRODUCTS else weight, "bias": single(branch["bias"])}
+    def prepared(record: Dense | Norm | Table) -> dict[str, Any]:
+        record = shared(record, sublayers)
+        if isinstance(record, Dense):
+            return dense(record)
+        if isinstance(record, Norm):
+            weight = kept(record.weight)
+            return {"weight": gain(weight) if record.feeds == PRODUCTS else weight, "bias": kept(record.bias)}
+        if record.of == WORDS and record.weight.dtype.itemsize == 2:
+            return {"weight": record.weight}  # mapped; only the rows that are asked for are widened
+        return {"weight": kept(record.weight)}
 
-    return dict(visit(tree, ("", "", "")))
+    return mapped(tree, prepared)
 
 
-# Which weights read the norm of a branch, and nothing else.
-READERS = {
-    "attention": ("LayerNorm", ("self.query", "self.key", "self.value")),
-    "crossattention": ("LayerNorm", ("self.query",)),
-    "intermediate": ("LayerNorm", ("dense",)),
-    "lm_head": ("layer_norm", ("decoder",)),
-}
-READ_BY_PRODUCTS = tuple((branch, norm) for branch, (norm, _) in READERS.items())
-FOLD_ABOVE = 4.0  # times the root mean square
+SHARE_ABOVE = 4.0  # times the root mean square
+LEAST_SHARED = -8  # as a power of two: of a channel that is all but switched off
 
 
-def fold(branch: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
-    """Move a norm's gains and shifts into the weights that read it, where they would make its rows' digits coarse.
+def shares_of(tree: dict[str, Any]) -> dict[int, Array]:
+    """The sublayers whose norm has outlying gains, by number, and what of each channel their weights are to take."""
+    norms = (record for record in each(tree) if isinstance(record, Norm) and record.feeds == PRODUCTS)
+    return {norm.sublayer: s for norm in norms if (s := _share(norm)) is not None}
 
-    W (g x + b) + c = (W g) x + (W b + c), in float64. A row's digits are relative to its largest number, so a channel that is far
-    larger than the rest takes digits from them all; in a weight it does so too, but there eight products make up for it.
+
+def shared(record: Any, shares: dict[int, Array]) -> Any:
+    """A record, its norm's outlying gains shared with the weights that read it.
+
+    W (g x + b) + c = (W s) (g/s x + b/s) + c, exactly, where s is a power of two for each channel, near the square root of its
+    size over the root mean square. A row's digits are steps of its largest number, so a channel that is 60 times larger would
+    take six bits from all others, in the rows or in the weights; shared, it takes three from each.
     """
-    norm_name, readers = READERS[name]
-    if norm_name not in branch:
-        return branch, False
-    gain, shift = (np.asarray(branch[norm_name][leaf], np.float64) for leaf in ("weight", "bias"))
+    s = shares.get(getattr(record, "sublayer", -1))
+    if s is None:
+        return record
+    if isinstance(record, Norm) and record.feeds == PRODUCTS:
+        weight, bias = (np.asarray(x, np.float64) / s for x in (record.weight, record.bias))
+        return replace(record, weight=weight.astype(f), bias=bias.astype(f))
+    if isinstance(record, Dense) and isinstance(record.reads, Normed) and _own(record.reads, record.sublayer):
+        return replace(record, parts=tuple((np.asarray(part, np.float64) * s).astype(f) for part in record.parts))
+    return record
+
+
+def _own(rows: Normed, sublayer: int) -> bool:
+    """Whether rows come out of a sublayer's own norm."""
+    return [(norm.feeds, norm.sublayer) for norm in rows.norms] == [(PRODUCTS, sublayer)]
+
+
+def _share(norm: Norm) -> Array | None:
+    """How much of each gain the weights get; None where no gain is far above the others, or one is not finite."""
+    gain, shift = (np.asarray(x, np.float64) for x in (norm.weight, norm.bias))
     sizes = np.square(gain) + np.square(shift)
-    if not np.isfinite(sizes).all() or sizes.max() <= FOLD_ABOVE**2 * total(sizes)[0] / len(sizes):
-        return branch, False
-    branch = {key: dict(value) if isinstance(value, dict) else value for key, value in branch.items()}
-    branch[norm_name] = {"weight": np.ones(len(gain), f), "bias": np.zeros(len(gain), f)}
-    for reader in readers:
-        *above, last = reader.split(".")
-        parent = branch[above[0]] if above else branch
-        weight = np.asarray(parent[last]["weight"], np.float64)
-        shifted = parent[last]["bias"] + total(weight * shift)[:, 0]
-        parent[last] = {"weight": (weight * gain).astype(f), "bias": shifted}
-    return branch, True
+    mean = total(sizes)[0] / len(sizes)
+    if not np.isfinite(sizes).all() or sizes.max() <= SHARE_ABOVE**2 * mean:
+        return None
+    s: Array = 2.0 ** np.maximum(
+        (np.frexp(sizes / mean)[1] + 1) // 4, LEAST_SHARED
+    )  # log2 would be rounded, not alike everywhere
+    return s

@@ -6,7 +6,7 @@ I and O the width into and out of a dense layer.
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.polynomial.chebyshev import cheb2poly
 from ..errors import Error
 from ..weights.files import release
 from . import Activation, Sequences, Settings
+from .records import Dense, Norm, Table, mapped
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -213,37 +214,40 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The weights in the settings' dtype, each layer's query, key and value joined as `qkv`; arrays that fit are not copied.
+    """The weights in the settings' dtype, a dense layer's parts joined; arrays that fit are not copied.
 
     What is copied lets go of the file it was mapped from, so that no more than one copy is in memory.
     """
     if settings.threads is not None:
         _threadpoolctl()
     dtype = np.dtype(settings.dtype)
-
     converted: dict[int, Array] = {}
 
-    def visit(branch: Any, name: str, parent: str) -> Any:
-        if not isinstance(branch, dict):  # tied weights, one array under two names, stay one
-            if id(branch) not in converted:
-                fit = branch.astype(dtype, copy=not branch.flags.aligned)
-                converted[id(branch)] = fit
-                if fit is not branch:
-                    release(branch)
-            return converted[id(branch)]
-        if name == "self" and parent == "attention":
-            parts = [branch[part] for part in ("query", "key", "value")]
-            joined = {
-                leaf: np.concatenate([part[leaf] for part in parts]).astype(dtype, copy=False) for leaf in ("weight", "bias")
-            }
-            for part in parts:
-                for leaf in joined:
-                    release(part[leaf])
-            rest = {key: visit(value, key, name) for key, value in branch.items() if key not in ("query", "key", "value")}
-            return {"qkv": joined} | rest
-        return {key: visit(value, key, name) for key, value in branch.items()}
+    def fit(x: Array) -> Array:  # tied weights, one array in two records, stay one
+        if id(x) not in converted:
+            converted[id(x)] = x.astype(dtype, copy=not x.flags.aligned)
+            if converted[id(x)] is not x:
+                release(x)
+        return converted[id(x)]
 
-    return dict(visit(tree, "", ""))
+    def joined(parts: Sequence[Array]) -> Array:
+        if len(parts) == 1:
+            return fit(parts[0])
+        whole = np.concatenate(parts).astype(dtype, copy=False)
+        for part in parts:
+            release(part)
+        return whole
+
+    def prepared(record: Dense | Norm | Table) -> dict[str, Array]:
+        if isinstance(record, Dense):
+            return {"weight": joined(record.parts), "bias": joined(record.biases)}
+        return (
+            {"weight": fit(record.weight)}
+            if isinstance(record, Table)
+            else {"weight": fit(record.weight), "bias": fit(record.bias)}
+        )
+
+    return mapped(tree, prepared)
 
 
 def asarray(x: Any) -> Array:

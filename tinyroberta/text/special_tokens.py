@@ -67,8 +67,8 @@ class Tokens(NamedTuple):
 def class_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The tokenizer class, without "Fast", that tokenizer_config.json, config.json or the type of model names; or None."""
     named = settings.get("tokenizer_class")
-    if not named and (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
+    if not named:
+        config = read_optional(folder / "config.json")
         inner = config["encoder"] if isinstance(config.get("encoder"), dict) else config
         named = config.get("tokenizer_class") or CLASS_OF_MODEL.get(str(inner.get("model_type")))
         if not named and isinstance(inner.get("architectures"), list):
@@ -93,7 +93,7 @@ def read_tokens(tokenizers: Any, folder: Path, settings: Mapping[str, Any], kind
         added = {int(index): as_token(tokenizers, token) for index, token in decoder.items()}
         flags = {token.content: token for token in added.values()}
     else:
-        for name, value in _optional(folder / "special_tokens_map.json").items():
+        for name, value in read_optional(folder / "special_tokens_map.json").items():
             if isinstance(value, dict):
                 given[name] = as_token(tokenizers, {**value, "special": True})
             elif name == "additional_special_tokens" and isinstance(value, list):
@@ -106,7 +106,7 @@ def read_tokens(tokenizers: Any, folder: Path, settings: Mapping[str, Any], kind
             else:
                 given[name] = value
         names = {content_of(token) for value in given.values() for token in (value if isinstance(value, list) else [value])}
-        for content, index in _optional(folder / "added_tokens.json").items():
+        for content, index in read_optional(folder / "added_tokens.json").items():
             added[int(index)] = tokenizers.AddedToken(content, normalized=content not in names, special=content in names)
         added |= own
         flags = {token.content: token for token in own.values()}
@@ -162,5 +162,6 @@ def content_of(token: Any) -> str:
     return str(getattr(token, "content", token))
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file."""
     return read_json(path) if path.is_file() else {}

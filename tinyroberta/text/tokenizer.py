@@ -9,16 +9,16 @@ import numpy as np
 
 from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
-from ..weights.files import read_json
+from ..weights.files import read_json, refuse_pointer
+from ..weights.hub import VOCABULARIES
 from .sentencepiece import CONTROL, USER_DEFINED, read_sentencepiece
-from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_of, content_of, read_tokens
+from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_of, content_of, read_optional, read_tokens
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BYTE_LEVEL = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer")
 WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 PIECES = ("XLMRobertaTokenizer", "CamembertTokenizer")
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model")
-VOCABULARIES = ("vocab.json", "merges.txt", *SENTENCEPIECE_FILES, "vocab.txt", "bpe.codes")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -35,8 +35,10 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise Error("reading text needs the tokenizers package: pip install 'tinyroberta[text]'") from error
     folder = Path(folder)
     folder = folder.parent if folder.is_file() else folder
+    for name in ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else VOCABULARIES:
+        refuse_pointer(folder / name)
     with _one_error(f"{folder}: the tokenizer files are not valid"):
-        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        settings = read_optional(folder / "tokenizer_config.json")
         kind = class_of(folder, settings)
         if (folder / "tokenizer.json").is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import Error
@@ -107,7 +107,7 @@ CHOSEN = ("pytorch_model.pt", "model.pt", "checkpoint_best.pt", "checkpoint_last
 NO_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|rng_state|random_states|training_args")  # what trainers keep beside them
 
 
-def is_weights(path: Path) -> bool:
+def is_weights(path: PurePath) -> bool:
     """Whether a path's name is one that a file of weights, or an index of shards, may have."""
     return path.name.removesuffix(".index.json").endswith(SUFFIXES)
 

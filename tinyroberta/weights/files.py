@@ -2,8 +2,7 @@
 
 import json
 import mmap
-import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,30 @@ import numpy as np
 from ..errors import Error
 
 JSON_LIMIT = 64 * 2**20
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise Error where a file is a Git LFS pointer: three lines of text that `git clone` leaves where the file should be."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(POINTER))
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if start == POINTER:
+        raise Error(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned, or download it")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Raises Error where the file is missing, larger than 64 MiB, or holds anything but one JSON object.
+    Raises Error where the file is missing, larger than 64 MiB, a Git LFS pointer, or holds anything but one JSON object.
     """
+    refuse_pointer(path)
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise Error(f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no JSON file of a checkpoint is")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad puts a mark first
     except OSError as error:
         raise Error(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -42,12 +54,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # a name alone: it is there only inside `try`
         try:
             write(part)
-            part.chmod(0o666 & ~_umask())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -69,12 +78,6 @@ def release(x: np.ndarray[Any, np.dtype[Any]]) -> None:
         start = x.ctypes.data - np.frombuffer(whole, np.uint8, 1).ctypes.data
         before = start % mmap.PAGESIZE
         whole.madvise(mmap.MADV_DONTNEED, start - before, x.nbytes + before)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Error
+from .files import refuse_pointer
 from .safetensors import Array, Tensors
 
 Shape = tuple[int, ...]
@@ -67,7 +68,8 @@ def place(
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A file's bytes, mapped and not read; raises Error where it is missing or empty."""
+    """A file's bytes, mapped and not read; raises Error where it is missing, empty or a Git LFS pointer."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 
 from ..errors import Error
-from .files import read_json, write_atomically, write_json
+from .files import read_json, refuse_pointer, write_atomically, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,6 +47,7 @@ class Tensors(Mapping[str, Array]):
             self._open(path)
 
     def _open(self, path: Path) -> None:
+        refuse_pointer(path)
         try:
             with safetensors.safe_open(path, framework="np") as file:
                 entries = []

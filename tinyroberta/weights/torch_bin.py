@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Error
+from .files import refuse_pointer
 from .safetensors import Array, check_whole, files_of
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -195,6 +196,7 @@ def named_arrays(file: TorchFile, tensors: Mapping[str, Tensor]) -> dict[str, Ar
 
 def read_torch(path: Path) -> TorchFile:
     """Read the pickle of a torch file of either layout, and find its storages; raises Error where the file is not whole."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

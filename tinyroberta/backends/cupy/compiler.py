@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import Error
+from ...weights.files import write_atomically
 
 FLAGS = ("-std=c++17", "-default-device", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
 
@@ -100,20 +101,20 @@ def kept(code: str, architecture: str, names: Sequence[str]) -> tuple[Path, dict
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
     path = folder / f"tinyroberta-{hashlib.sha256(key).hexdigest()[:32]}.cubin"
     try:
-        return path, json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        made = compiled(code, architecture, names)
+        symbols = json.loads(path.with_suffix(".json").read_text())
+        if symbols.keys() == set(names) and path.stat().st_size:
+            return path, symbols
+    except (OSError, ValueError, AttributeError):
+        pass  # one of the two files is not there or is not what was written: both are made again
+    made = compiled(code, architecture, names)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write(path, made)
-    except OSError:  # nothing can be kept: for this process alone
+    except Error:  # the folder takes no files: the code is for this process alone
         path = Path(tempfile.mkdtemp()) / path.name
         _write(path, made)
     return path, made.symbols
 
 
 def _write(path: Path, made: Compiled) -> None:
-    for file, content in ((path, made.cubin), (path.with_suffix(".json"), json.dumps(made.symbols).encode())):
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_bytes(content)
-        part.replace(file)  # the symbols last: they say that the code is whole
+    write_atomically(path, lambda part: part.write_bytes(made.cubin))
+    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(made.symbols)))

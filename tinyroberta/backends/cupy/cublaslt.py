@@ -8,7 +8,8 @@ import ctypes
 import functools
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,15 +43,18 @@ class Heuristic(ctypes.Structure):
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
-    """A product's description and the algorithms for it, those first that the library thinks fastest."""
+    """A product's description and the algorithms for it, those first that the library thinks fastest.
+
+    The library's part of it is destroyed with the plan, which is when the cache and the last thread have let go of it.
+    """
 
     description: ctypes.c_void_p
     w: ctypes.c_void_p
     x: ctypes.c_void_p
     y: ctypes.c_void_p
-    algorithms: list[Heuristic]
+    algorithms: list[Heuristic] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)  # the description holds one call's bias at a time
 
 
@@ -161,6 +165,8 @@ def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool, tf
     """The library is column-major: y (M, N) by rows is Y (N, M) by columns, and Y = W^T X with W (K, N) and X (K, M)."""
     lt: Any = library()
     description, w, x, y, preference = (ctypes.c_void_p() for _ in range(5))
+    plan = Plan(description, w, x, y)
+    weakref.finalize(plan, _destroy, lt, description, (w, x, y)).atexit = False  # a process that ends gives everything back
     compute = COMPUTE_32F_FAST_TF32 if tf32 else COMPUTE_32F
     _check(lt.cublasLtMatmulDescCreate(ctypes.byref(description), compute, TYPES["float32"]))
     epilogue = EPILOGUE_GELU_BIAS if gelu else EPILOGUE_BIAS
@@ -180,9 +186,17 @@ def _plan(device: int, M: int, N: int, K: int, of: Any, out: Any, gelu: bool, tf
     status = lt.cublasLtMatmulAlgoGetHeuristic(
         _handle(device), description, w, x, y, y, preference, CANDIDATES, algorithms, ctypes.byref(found)
     )
-    _check(status)
     _check(lt.cublasLtMatmulPreferenceDestroy(preference))
-    usable = [algorithm for algorithm in algorithms[: found.value] if not algorithm.state]
-    if not usable:
+    _check(status)
+    plan.algorithms = [algorithm for algorithm in algorithms[: found.value] if not algorithm.state]
+    if not plan.algorithms:
         raise Error(f"cuBLASLt has no algorithm for ({M}, {K}) by ({K}, {N}) in {of}: report it with the GPU's name")
-    return Plan(description, w, x, y, usable)
+    return plan
+
+
+def _destroy(lt: Any, description: ctypes.c_void_p, layouts: Sequence[ctypes.c_void_p]) -> None:
+    """Give a plan's part in the library back; null, which a plan that failed half-way holds, is nothing to give back."""
+    if description:
+        lt.cublasLtMatmulDescDestroy(description)
+    for layout in filter(None, layouts):
+        lt.cublasLtMatrixLayoutDestroy(layout)

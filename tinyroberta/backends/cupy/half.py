@@ -14,14 +14,26 @@ which are near enough.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..records import (
+    ACTIVATION,
+    ATTENTION,
+    CALLER,
+    PRODUCTS,
+    RELATIVE_ATTENTION,
+    Activated,
+    Attended,
+    Dense,
+    Norm,
+    Normed,
+    Record,
+    each,
+)
+
 Array = np.ndarray[Any, np.dtype[Any]]
-Tree = dict[str, Any]
-Path = tuple[str, ...]
 
 MOST = 2.0**15  # half of what f16 reaches: the other half is for roundings on the way
 LEAST = 2.0**-9  # in the mean: then f16's steps below 2^-14, 2^-24 each, are a sixteenth of TF32's rounding of it
@@ -30,97 +42,90 @@ DEAD = 2.0**-6  # of a weight's usual row: one that training has made smaller ye
 UNBOUNDED = "relu2"  # the activation that goes further from 0 than its argument
 
 
-class Rows(NamedTuple):
+class Bounds(NamedTuple):
     """What is known of rows before they are there: how far from 0 each column can come, and how large it is in the mean."""
 
     most: Array  # (K,)
     mean: Array  # (K,)
 
 
-def halves(tree: Tree) -> set[Path]:  # names as in a checkpoint -> paths
-    """The norms and dense layers of a model, each by its path, whose rows and weights f16 holds.
-
-    `attention.self` stands for its queries, keys and values.
-    """
-    found: set[Path] = set()
-    norms = [tree.get("embeddings", {}).get("LayerNorm")]  # one of which makes the rows that come next, in post-norm models
+def halves(tree: dict[str, Any]) -> set[Record]:
+    """The norms and dense layers of a model whose rows and weights f16 holds."""
+    layers = [record for record in each(tree) if isinstance(record, Dense)]
+    second = {layer.reads.values: layer for layer in layers if isinstance(layer.reads, Attended)}
+    second |= {layer.reads.dense: layer for layer in layers if isinstance(layer.reads, Activated)}
+    found: set[Record] = set()
     with np.errstate(over="ignore", invalid="ignore"):
-        for index, layer in tree.get("encoder", {}).get("layer", {}).items():
-            places = {("attention", *place) for place in _attention(layer["attention"], norms)}
-            read = (layer[name]["output"].get("LayerNorm") for name in ("attention", "crossattention") if name in layer)
-            places |= _feed_forward(layer["intermediate"], layer["output"], list(read))
-            found |= {("encoder", "layer", index, *place) for place in places}
-            norms = [layer["output"].get("LayerNorm")]
-        if "lm_head" in tree:
-            found |= {("lm_head", *place) for place in _lm_head(tree["lm_head"], [tree.get("LayerNorm", norms[0])])}
+        for layer in layers:
+            if not isinstance(layer.reads, Normed):
+                continue
+            if layer.feeds in (ATTENTION, RELATIVE_ATTENTION):
+                found |= _attention(layer, layer.reads, second[layer])
+            elif layer.feeds == ACTIVATION:
+                found |= _feed_forward(layer, layer.reads, second[layer])
+            elif layer.feeds == CALLER and _holds(layer.parts[0], layer.reads):
+                found |= {layer, *_own(layer.reads)}
     return found
 
 
-def _attention(branch: Tree, norms: Sequence[Tree | None]) -> set[Path]:
-    norms, own = ([branch["LayerNorm"]], {("LayerNorm",)}) if "LayerNorm" in branch else (norms, set())
-    parts, second = [branch["self"][part] for part in ("query", "key", "value")], branch["output"]["dense"]["weight"]
-    if not all(_holds(part, norms) for part in parts):
+def _attention(qkv: Dense, rows: Normed, second: Dense) -> set[Record]:
+    if not all(_holds(part, rows) for part in qkv.parts):
         return set()
-    query, key, value = (_made(part, norms) for part in parts)
-    if not (_within(query) and _within(key) and _legible(second, value)):  # a small query or key makes scores of about 0
+    query, key, value = (_made(part, bias, rows) for part, bias in zip(qkv.parts, qkv.biases, strict=True))
+    read = second.parts[0]
+    if not (_within(query) and _within(key) and _legible(read, value)):  # a small query or key makes scores of about 0
         return set()
-    context = {("output", "dense")} if _rounds_well(second, value) and "distance_embedding" not in branch["self"] else set()
-    return {("self",), *own, *context}
+    return {qkv, *_own(rows)} | ({second} if _rounds_well(read, value) and qkv.feeds == ATTENTION else set())
 
 
-def _feed_forward(branch: Tree, output: Tree, norms: Sequence[Tree | None]) -> set[Path]:
-    norms, own = ([branch["LayerNorm"]], {("LayerNorm",)}) if "LayerNorm" in branch else (norms, set())
-    second = output["dense"]["weight"]
-    if not (_holds(branch["dense"], norms) and _legible(second, inner := _made(branch["dense"], norms))):
+def _feed_forward(first: Dense, rows: Normed, second: Dense) -> set[Record]:
+    if not (_holds(first.parts[0], rows) and _legible(second.parts[0], inner := _made(first.parts[0], first.biases[0], rows))):
         return set()
-    bent = {("output", "dense")} if _rounds_well(second, inner) else set()
-    return {("intermediate", *place) for place in {("dense",), *own}} | bent
+    return {first, *_own(rows)} | ({second} if _rounds_well(second.parts[0], inner) else set())
 
 
-def _lm_head(branch: Tree, norms: Sequence[Tree | None]) -> set[Path]:
-    first = {("dense",)} if _holds(branch["dense"], norms) else set()
-    second = {("layer_norm",), ("decoder",)} if _holds(branch["decoder"], [branch["layer_norm"]]) else set()
-    return first | second
+def _own(rows: Normed) -> set[Record]:
+    """The norms that products alone read."""
+    return {norm for norm in rows.norms if norm.feeds == PRODUCTS}
 
 
-def _holds(dense: Tree, norms: Sequence[Tree | None]) -> bool:
+def _holds(weight: Any, rows: Normed) -> bool:
     """Whether f16 holds the rows of any of these norms, and the weight that reads them."""
-    weight, rows = dense["weight"], [_normed(norm) for norm in norms if norm is not None]
-    return len(rows) == len(norms) and all(_legible(weight, each) and _rounds_well(weight, each) for each in rows)
+    normed = [_normed(norm) for norm in rows.norms]
+    return all(_legible(weight, each) and _rounds_well(weight, each) for each in normed)
 
 
-def _legible(weight: Any, rows: Rows) -> bool:
+def _legible(weight: Any, rows: Bounds) -> bool:
     """Whether f16 holds rows, and what a weight takes of them is not too small for it."""
     square = np.square(np.asarray(weight, np.float32))
     taken, whole = square @ np.square(rows.mean), square @ (rows.mean > 0).astype(np.float32)
     return _within(rows) and bool((taken >= np.float32(LEAST**2) * whole).all())
 
 
-def _within(rows: Rows) -> bool:
+def _within(rows: Bounds) -> bool:
     return bool((rows.most <= MOST).all())
 
 
-def _rounds_well(weight: Any, rows: Rows) -> bool:
+def _rounds_well(weight: Any, rows: Bounds) -> bool:
     """Whether a weight's f16 gives rows a product as near as rounding to eleven bits would leave it."""
     weight = np.asarray(weight, np.float32)
     lost, whole = (np.square(x) @ np.square(rows.mean) for x in (weight - weight.astype(np.float16), weight))
     return bool((lost <= np.float32(UNIT**2) * np.maximum(whole, np.float32(DEAD**2) * whole.mean())).all())
 
 
-def _normed(norm: Tree) -> Rows:
-    gain, shift = (np.abs(np.asarray(norm[leaf], np.float32)) for leaf in ("weight", "bias"))
-    return Rows(math.sqrt(len(gain)) * gain + shift, np.hypot(gain, shift))
+def _normed(norm: Norm) -> Bounds:
+    gain, shift = (np.abs(np.asarray(x, np.float32)) for x in (norm.weight, norm.bias))
+    return Bounds(math.sqrt(len(gain)) * gain + shift, np.hypot(gain, shift))
 
 
-def _made(dense: Tree, norms: Sequence[Tree | None]) -> Rows:
+def _made(weight: Any, bias: Any, rows: Normed) -> Bounds:
     """What a dense layer makes of the rows of any of these norms."""
-    weight, bias = (np.asarray(dense[leaf], np.float32) for leaf in ("weight", "bias"))
+    weight, bias = (np.asarray(x, np.float32) for x in (weight, bias))
     made = []
-    for norm in norms:
-        assert norm is not None
-        gain, shift = (np.asarray(norm[leaf], np.float32) for leaf in ("weight", "bias"))
+    for norm in rows.norms:
+        gain, shift = (np.asarray(x, np.float32) for x in (norm.weight, norm.bias))
         lengths, middle = np.sqrt(np.square(weight) @ np.square(gain)), weight @ shift + bias
         cancelled = np.abs(weight) @ np.abs(shift) + np.abs(bias)  # in the middle, but for two roundings to f16
         most = math.sqrt(len(gain)) * lengths + np.abs(middle) + 4 * UNIT * cancelled
-        made.append(Rows(np.maximum(most, np.abs(bias)), np.hypot(lengths, middle)))
-    return Rows(np.max([rows.most for rows in made], 0), np.min([rows.mean for rows in made], 0))
+        made.append(Bounds(np.maximum(most, np.abs(bias)), np.hypot(lengths, middle)))
+    return Bounds(np.max([rows.most for rows in made], 0), np.min([rows.mean for rows in made], 0))

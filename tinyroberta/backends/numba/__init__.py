@@ -37,6 +37,7 @@ from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
 from ..numpy import relative
+from ..records import ACTIVATION, ATTENTION, Dense, each
 from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
 from .buffers import by_numpy
@@ -168,11 +169,11 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     cuts = levels.cuts_of(precision, exact)
 
     def sliced(parts: list[Array], cut: Any) -> Any:
-        (each, into), deepest = parts[0].shape, bitwise.DEEPEST
+        (rows, into), deepest = parts[0].shape, bitwise.DEEPEST
         if into > deepest:
             return [sliced([single(part[:, at : at + deepest]) for part in parts], cut) for at in range(0, into, deepest)]
         panels, scales = cutting.pack_weights(parts, cut[0])
-        return Weight(unit, panels, scales, cut, (each * len(parts), into))
+        return Weight(unit, panels, scales, cut, (rows * len(parts), into))
 
     def whole(parts: list[Array], cut: Any) -> Weight:
         weight = fma.pack_panels(parts) if unit == "fma" else np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -181,40 +182,25 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     def gain(weight: Array) -> Any:
         return Gain(weight, cuts[0][0]) if len(weight) <= bitwise.DEEPEST else weight
 
-    with progress(4 * _numbers(tree), "packing weights", after=1.0) as told:
+    halves = unit in SLICED and precision == "medium" and not exact
+    count = sum(4 * part.size for record in each(tree) if isinstance(record, Dense) for part in record.parts)
+    with progress(count, "packing weights", after=1.0) as told:
 
-        def pack(parts: list[Array], cut: Any) -> Any:
+        def pack(layer: Dense, parts: list[Array], cut: Any) -> Any:
             held = sliced(parts, cut) if unit in SLICED else whole(parts, cut)
             told(4 * sum(part.size for part in parts))
-            return held
+            return held._replace(gives=given_on(layer)) if halves and isinstance(held, Weight) else held
 
-        if unit in SLICED and precision == "medium" and not exact:
-            return Prepared(between_products(bitwise.arrange(tree, cuts, pack, gain, folds=False)))
         if unit in SLICED:
-            return Prepared(bitwise.arrange(tree, cuts, pack, gain))
-        return Prepared(bitwise.arrange(tree, cuts, pack, folds=False))
+            return Prepared(bitwise.arrange(tree, cuts, pack, gain, shares=not halves))
+        return Prepared(bitwise.arrange(tree, cuts, pack, shares=False))
 
 
-def between_products(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
-    """The tree, its weights told to give bf16 to what reads only that: attention, and the feed-forward's second product."""
-    tree = {key: between_products(x, key) if isinstance(x, dict) else x for key, x in tree.items()}
-    reader, gives = {"self": ("qkv", outputs.GIVES_BF16), "intermediate": ("dense", outputs.GIVES_BLOCKS)}.get(
-        name, ("", outputs.GIVES_FLOAT32)
-    )
-    deepest = {"self": 3, "intermediate": 1}.get(name, 0) * bitwise.DEEPEST  # what reads it must not want it in pieces
-    held = tree.get(reader, {}).get("weight")
-    if isinstance(held, Weight) and held.shape[0] <= deepest and "distance_embedding" not in tree:
-        tree[reader] = tree[reader] | {"weight": held._replace(gives=gives)}
-    return tree
-
-
-def _numbers(tree: Any) -> int:
-    """How many numbers the dense layers of a tree of weights hold."""
-    if not isinstance(tree, dict):
-        return 0
-    if set(tree) == {"weight", "bias"} and tree["weight"].ndim == 2:
-        return int(tree["weight"].size)
-    return sum(map(_numbers, tree.values()))
+def given_on(layer: Dense) -> int:
+    """In which form medium hands on a layer's result: as bf16 to attention and to a second product, which read only that."""
+    form = {ATTENTION: outputs.GIVES_BF16, ACTIVATION: outputs.GIVES_BLOCKS}.get(layer.feeds, outputs.GIVES_FLOAT32)
+    within = all(len(part) <= bitwise.DEEPEST for part in layer.parts)  # what reads it must not want it in pieces
+    return form if within else outputs.GIVES_FLOAT32
 
 
 def asarray(x: Any) -> Array:

@@ -14,7 +14,9 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ import llvmlite
 from llvmlite import binding, ir
 
 from ...errors import Error
+from ...progress import progress
 from ...weights.files import write_atomically
 from .arguments import Fields
 
@@ -104,7 +107,7 @@ class Kernel:
     def _load(self) -> "Loaded":
         with _compiling:
             if self._loaded is None:
-                self._loaded = _load(_kept(self) or _compile(self), self.count)
+                self._loaded = _load(_kept(self) or _made(self), self.count)
         return self._loaded
 
     @property
@@ -137,9 +140,74 @@ def _load(content: bytes, count: int) -> Loaded:
     return Loaded(engine, address, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address))
 
 
+def _made(kernel: Kernel) -> bytes:
+    """Object code, compiled and kept if it can be, or kept by another process that was compiling."""
+    global _done
+    with _alone(kernel) as kept:
+        if kept is not None:
+            return kept
+        _announce()
+        with progress(_most, "compiling", unit="kernels") as told:
+            if _most:
+                told(min(_done, _most - 1))
+            content = _compile(kernel)
+        _done += 1
+        _keep(kernel, content)
+    return content
+
+
+@contextmanager
+def _alone(kernel: Kernel) -> Iterator[bytes | None]:
+    """Until the end no other process compiles for the same folder; None, or the object code if another has kept it by now.
+
+    The lock is the system's, on the folder itself, so that it ends with the process. Where there is none (Windows, some network
+    file systems), and with one who holds it for longer than PATIENCE, each process compiles for itself.
+    """
+    global _locked
+    try:
+        import fcntl
+
+        handle = next((_opened(folder) for folder in _folders() if _writable(folder)), None)
+    except (ImportError, OSError):
+        handle = None
+    if handle is None:
+        yield None
+        return
+    try:
+        _locked, start, told = handle, time.monotonic(), False
+        while (content := _kept(kernel)) is None and time.monotonic() - start < PATIENCE:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told and time.monotonic() - start > 1:
+                    told = True
+                    _warn("tinyroberta: another process is compiling kernels for this CPU; waiting for them")
+                time.sleep(0.02)
+            except OSError:
+                break
+            else:
+                content = _kept(kernel)
+                break
+        yield content
+    finally:
+        _locked = None
+        os.close(handle)
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
 def _compile(kernel: Kernel) -> bytes:
-    """Object code, which is kept if it can be: a byte that says whether it needs Numba's runtime, then an object file."""
-    _announce()
+    """Object code: a byte that says whether it needs Numba's runtime, then an object file."""
     keep_promises()
     lock = importlib.import_module("numba.core.compiler_lock").global_compiler_lock
     dispatcher, kinds = dispatcher_of(kernel)
@@ -164,7 +232,12 @@ def _compile(kernel: Kernel) -> bytes:
     with lock:
         library.finalize()
     foreign = _foreign(library)
-    content = bytes([not foreign <= C_LIBRARY]) + bytes(library._get_compiled_object())
+    return bytes([not foreign <= C_LIBRARY]) + bytes(library._get_compiled_object())
+
+
+def _keep(kernel: Kernel, content: bytes) -> None:
+    """Write object code into the first folder that takes it; says once in a process that none does."""
+    global _lamented
     for folder in _folders():
         path = folder / _file(kernel)
         try:
@@ -174,8 +247,14 @@ def _compile(kernel: Kernel) -> bytes:
         for other in folder.glob(_file(kernel, "*")):
             if other != path and folder.name == "__pycache__":  # of sources that are no more
                 other.unlink(missing_ok=True)
-        break
-    return content
+        return
+    if not _lamented:
+        _lamented = True
+        _warn(f"tinyroberta: {_unkept()}")
+
+
+def _unkept() -> str:
+    return f"compiled code cannot be kept: {' and '.join(map(str, _folders()))} cannot be written; set NUMBA_CACHE_DIR"
 
 
 def dispatcher_of(kernel: Kernel) -> tuple[Any, tuple[Any, ...]]:
@@ -242,38 +321,50 @@ def lacking() -> list[Kernel]:
 
 
 def warmup(tell: Callable[[str], object] = lambda _: None) -> None:
-    """Compile every kernel that this machine can run and has no code of, telling of each; raises Error where none can be kept."""
-    global _announced
-    _announced, kernels = True, lacking()
+    """Compile every kernel that this machine can run and has no code of, telling of each, or that there is none.
+
+    Raises Error where none can be kept.
+    """
+    global _announced, _lamented
+    _announced, _lamented, kernels = True, True, lacking()
+    if not kernels:
+        all_of = sum(kernel.missing() is None for kernel in Kernel.every)
+        tell(f"nothing to compile: all {all_of} kernels for this CPU are kept already")
     for number, kernel in enumerate(kernels, 1):
         tell(f"compiling {number} of {len(kernels)}: {kernel.name.replace('_', ' ')}")
         kernel.address  # noqa: B018
         if not kernel.kept:
-            raise Error(
-                f"compiled code cannot be kept: {' and '.join(map(str, _folders()))} cannot be written; set NUMBA_CACHE_DIR"
-            )
+            raise Error(_unkept())
 
 
-_announced = False
+PATIENCE = 120.0  # seconds; a kernel takes about one
+_announced = _lamented = False
+_done = _most = 0  # kernels that this process has compiled, and how many it may have to; 0: no bar
+_locked: int | None = None
 
 
 def _announce() -> None:
     """Say once in a process what takes so long; `logging` shows a warning on standard error unless it is told otherwise."""
-    global _announced
+    global _announced, _most
     if not _announced:
-        import logging
+        _announced, _most = True, len(lacking())
+        once = f"compiling up to {_most} kernels for this CPU, once, about a second each"
+        _warn(f"tinyroberta: {once}; `tinyroberta warmup` does it ahead")
 
-        _announced = True
-        told = (
-            "tinyroberta: compiling up to %d kernels for this CPU, once, about a second each; `tinyroberta warmup` does it ahead"
-        )
-        logging.getLogger("tinyroberta").warning(told, len(lacking()))
+
+def _warn(told: str) -> None:
+    import logging
+
+    logging.getLogger("tinyroberta").warning("%s", told)
 
 
 def _forget() -> None:
-    """In a forked child: the lock may be held by a thread that is not there."""
-    global _compiling
+    """In a forked child: the locks may be held by a thread that is not there, and by the parent."""
+    global _compiling, _locked
     _compiling = threading.RLock()
+    if _locked is not None:
+        os.close(_locked)
+        _locked = None
 
 
 if hasattr(os, "register_at_fork"):

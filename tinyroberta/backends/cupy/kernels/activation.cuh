@@ -1,4 +1,4 @@
-// Every hidden_act, by the numbers that ACTIVATIONS in ../__init__.py gives them. The exact forms, in float32.
+// Every hidden_act, by the numbers that ACTIVATIONS in ../ops.py gives them. The exact forms, in float32.
 #pragma once
 
 __device__ __forceinline__ float exact_gelu(float x) {
@@ -11,8 +11,8 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
 
-__device__ __forceinline__ float activate(float x, int name) {
-  switch (name) {
+__device__ __forceinline__ float activate(float x, int which) {
+  switch (which) {
     case 1:
       return exact_gelu(x);
     case 2:

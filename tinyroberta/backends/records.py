@@ -1,0 +1,94 @@
+"""What a backend is given to prepare: a model's weights as records that say what each is for (plan.py makes them).
+
+Records are told apart by identity: two layers may hold equal numbers, and tied weights are one array in two records.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Array = Any
+
+# Who reads a dense layer's result: attention of the queries, keys and values that it gives together, likewise with relative
+# positions, which read queries and keys too, attention of another model's rows, an activation and after it one product alone, the
+# stream to which it is added, or the caller.
+ATTENTION, RELATIVE_ATTENTION, CROSS_ATTENTION = "attention", "relative attention", "cross-attention"
+ACTIVATION, STREAM, CALLER = "activation", "stream", "caller"
+# Who reads a norm's result: products alone, so that they may be given it as they want it; or STREAM.
+PRODUCTS = "products"
+# What a table's rows stand for.
+WORDS, POSITIONS, SEGMENTS, DISTANCES = "words", "positions", "segments", "distances"
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A layer norm's gain and shift, (D,) each; its sublayer is a number that only weights of the same sublayer share."""
+
+    weight: Array
+    bias: Array
+    feeds: str
+    sublayer: int
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A dense layer: weights (O, I), biases (O,), whose results stand side by side; what its rows come out of; who reads it."""
+
+    parts: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    reads: "Source"
+    feeds: str
+    sublayer: int
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows to be looked up, (N, D); whether a norm reads their sum."""
+
+    weight: Array
+    of: str
+    normed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Normed:
+    """Rows that any one of these norms gives."""
+
+    norms: tuple[Norm, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """Rows that attention makes of the queries, keys and values of a dense layer: means of its values."""
+
+    values: Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Activated:
+    """Rows of a dense layer, bent by the activation."""
+
+    dense: Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Rows of which nothing is known: sums, a caller's, another model's."""
+
+
+Source = Normed | Attended | Activated | Elsewhere
+Record = Dense | Norm | Table
+
+
+def each(tree: dict[str, Any]) -> Iterator[Record]:
+    """The records of a tree, in its order."""
+    for branch in tree.values():
+        if isinstance(branch, dict):
+            yield from each(branch)
+        else:
+            yield branch
+
+
+def mapped(tree: dict[str, Any], prepared: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """The tree with what becomes of each record, the arguments of the op that reads it."""
+    return {name: mapped(x, prepared) if isinstance(x, dict) else prepared(x) for name, x in tree.items()}
