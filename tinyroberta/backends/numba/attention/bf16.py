@@ -29,8 +29,8 @@ from ..products.dots import dot_block
 from ..products.tiles import multiply_bf16_tiles
 from ..sizes import BLOCK_SUMS, ROW, SUMS, TILE, TILE_ROWS
 from ..threads import thread_limit
-from .call import ATTENTION, QUERIES, call, layout
 from .float32 import exponentiate_fused
+from .launch import ATTENTION, QUERIES, layout, run
 from .scores import exponentiate_by, keep, mask_head, mask_scores
 
 UNIT = ROUNDED.unit
@@ -289,6 +289,6 @@ def attention(tiles, q, k, v, sequences, heads, bias, head_mask, probs):
     given = (sequences.causal, laid, heads, bias, head_mask, probs, queries, size)
     if numbers is FROM_FLOAT32:
         out = reused((T, D), np.float32)
-        return out, call(_attention_on_tiles, np.float32, q, k, v, *given, out)
+        return out, run(_attention_on_tiles, np.float32, q, k, v, *given, out)
     cut, kernel = room(T, D), _bf16_attention_on_tiles if tiles else _bf16_attention_by_dots
-    return cut, call(kernel, bfloat16, q, k, v, *given, cut.blocks)
+    return cut, run(kernel, bfloat16, q, k, v, *given, cut.blocks)
