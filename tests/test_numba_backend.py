@@ -33,8 +33,8 @@ from tinyroberta.backends.numba.attention import bf16 as attention_bf16
 from tinyroberta.backends.numba.attention import float32 as attention_float32
 from tinyroberta.backends.numba.cutting import TOP_2, TOP_3, pack_weights
 from tinyroberta.backends.numba.machine import lanes
-from tinyroberta.backends.numba.operands import ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
-from tinyroberta.backends.numba.products import levels, outputs
+from tinyroberta.backends.numba.operands import DIGITS, ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
+from tinyroberta.backends.numba.products import dots, levels, outputs
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
@@ -78,6 +78,25 @@ def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, c
         held = pack_weights([weight], operand)
         y = levels.cut_product(unit, norm.cut(x, operand), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
+
+
+@pytest.mark.skipif("vnni" not in PATHS, reason="no dot products of bytes here")
+def test_one_slice_may_be_digits() -> None:
+    """Which numbers an operand has does not follow from how many slices it has."""
+    from numba import njit
+
+    compiled.keep_promises()
+    block = dots.dot_block(4, Operand(DIGITS, 1, 64), 1).made()
+
+    @njit
+    def multiply(sums, left, right, steps):
+        block(sums, left, right, steps, right, 0)
+
+    random, steps, sums = np.random.default_rng(), 3, np.zeros((4, 32), np.int32)
+    rows, panel = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((steps, 16, 64), (steps, 2, 16, 16, 4)))
+    multiply(sums.ctypes.data, rows.ctypes.data, panel.ctypes.data, steps)
+    weight = panel.transpose(1, 3, 0, 2, 4).reshape(32, -1).astype(np.int32)
+    np.testing.assert_array_equal(sums, rows.swapaxes(0, 1).reshape(16, -1)[:4].astype(np.int32) @ weight.T)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -10,11 +10,10 @@ import platform
 from ...errors import Error
 from .compiled import Kernel
 from .machine import amx
-from .machine.features import FEATURES, FUSED
+from .machine.features import BF16_DOTS, FEATURES, FUSED
 from .threads import allowed_threads
 
 PATHS = ("amx", "vnni", "fma", "blas")
-BF16_DOTS = "avx512bf16" in FEATURES
 UNITS = {
     "amx": "tiles of 8-bit integers and bf16 (AMX)",
     "vnni": f"float32 multiply-adds for highest, dot products of bytes{' (high) and bf16 (medium)' if BF16_DOTS else ' else'}",

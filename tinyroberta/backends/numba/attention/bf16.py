@@ -29,8 +29,8 @@ from ..products.dots import dot_block
 from ..products.tiles import multiply_bf16_tiles
 from ..sizes import BLOCK_SUMS, ROW, SUMS, TILE, TILE_ROWS
 from ..threads import thread_limit
-from .call import ATTENTION, QUERIES, call, layout
 from .float32 import exponentiate_fused
+from .launch import ATTENTION, QUERIES, layout, run
 from .scores import exponentiate_by, keep, mask_head, mask_scores
 
 UNIT = ROUNDED.unit
@@ -75,6 +75,7 @@ ONE = np.float32(1)
 
 
 def keys_of(numbers):
+    """What lays out keys that are held so."""
     size, place = numbers.size, numbers.place
 
     @njit(error_model="numpy")
@@ -91,6 +92,7 @@ def keys_of(numbers):
 
 
 def values_of(numbers):
+    """What lays out values that are held so."""
     size, parts, pair = numbers.size, numbers.parts, numbers.pair
 
     @njit(error_model="numpy")
@@ -112,6 +114,7 @@ def values_of(numbers):
 
 
 def queries_of(numbers):
+    """What lays out queries that are held so."""
     size, parts, scale = numbers.size, numbers.parts, numbers.scale
 
     @njit(error_model="numpy")
@@ -131,7 +134,8 @@ def queries_of(numbers):
 
 
 def probabilities_of(numbers):
-    cut = split_pairs(numbers.parts)
+    """What lays out probabilities, in as many parts as the values have."""
+    split = split_pairs(numbers.parts)
 
     @njit(error_model="numpy")
     def lay(p, seen, out, apart, zeros):
@@ -140,7 +144,7 @@ def probabilities_of(numbers):
             at, j = out + pair // 16 * 2 * TILE + pair % 16 * ROW, 2 * pair
             for half in range(2):
                 even = p + j * SUMS + half * ROW
-                cut(even if j < seen else zeros, even + SUMS if j + 1 < seen else zeros, at + half * TILE, apart)
+                split(even if j < seen else zeros, even + SUMS if j + 1 < seen else zeros, at + half * TILE, apart)
 
     return lay
 
@@ -232,6 +236,8 @@ def by(multiply, numbers):
 
 
 def on_tiles(parts):
+    """The multiply of `by` on tiles, of operands in so many parts."""
+
     @njit(error_model="numpy")
     def multiply(out, left, blocks, stride, left_apart, right, steps, right_apart):
         for block in range(0, blocks, 2):
@@ -247,6 +253,7 @@ eight_rows = dot_block(8, ROUNDED, 1)
 
 @njit(error_model="numpy")
 def by_dots(out, left, blocks, stride, left_apart, right, steps, right_apart):
+    """The multiply of `by` by dot products, of operands in one part."""
     for row in range(0, blocks * TILE_ROWS, 8):
         eight_rows(out + row * SUMS, left + row // TILE_ROWS * stride + row % TILE_ROWS * ROW, right, steps, 0, 0)
 
@@ -289,6 +296,6 @@ def attention(tiles, q, k, v, sequences, heads, bias, head_mask, probs):
     given = (sequences.causal, laid, heads, bias, head_mask, probs, queries, size)
     if numbers is FROM_FLOAT32:
         out = reused((T, D), np.float32)
-        return out, call(_attention_on_tiles, np.float32, q, k, v, *given, out)
+        return out, run(_attention_on_tiles, np.float32, q, k, v, *given, out)
     cut, kernel = room(T, D), _bf16_attention_on_tiles if tiles else _bf16_attention_by_dots
-    return cut, call(kernel, bfloat16, q, k, v, *given, cut.blocks)
+    return cut, run(kernel, bfloat16, q, k, v, *given, cut.blocks)

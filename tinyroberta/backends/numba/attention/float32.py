@@ -20,7 +20,7 @@ from ..compiled import Kernel, carray, njit
 from ..machine.lanes import exponentials, most_of_columns
 from ..machine.memory import allocate, floats, free, words
 from ..products.fma import multiply, multiply_in_order
-from .call import ATTENTION, QUERIES, call, layout
+from .launch import ATTENTION, QUERIES, layout, run
 from .scores import exponentiate_by, keep, mask_head, mask_scores
 
 
@@ -138,4 +138,4 @@ def attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=True):
     size = -(-((2 * padded + laid.longest) * QUERIES + (laid.longest * padded if padded != d else 0)) // 16) * 64
     out = reused(q.shape, np.float32)
     kernel = _attention if fused else _attention_in_order
-    return out, call(kernel, np.float32, q, k, v, sequences.causal, laid, heads, bias, head_mask, probs, QUERIES, size, out)
+    return out, run(kernel, np.float32, q, k, v, sequences.causal, laid, heads, bias, head_mask, probs, QUERIES, size, out)

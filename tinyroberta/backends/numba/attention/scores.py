@@ -8,7 +8,7 @@ from ..compiled import carray, njit
 from ..machine.memory import floats, words
 from ..products.fma import DEPTH
 from ..sizes import SUMS
-from .call import QUERIES
+from .launch import QUERIES
 
 
 def exponentiate_by(exponentials):

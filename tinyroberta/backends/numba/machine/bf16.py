@@ -4,7 +4,7 @@ from llvmlite import ir
 
 from ..compiled import cgutils, intrinsic, types
 from .emit import I32, INTEGERS, LANES, SHORTS, broadcast, load_at, store_at
-from .features import BF16
+from .features import BF16_DOTS
 
 
 class Bfloat(ir.Type):  # type: ignore[misc]
@@ -25,7 +25,7 @@ def round_to_bf16(builder, x):
 
     To that one, and to the products of bf16, numbers below 2^-126 are zeros.
     """
-    if BF16:
+    if BF16_DOTS:
         kind = ir.FunctionType(ir.VectorType(Bfloat(), 16), [LANES])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
         return builder.zext(builder.bitcast(builder.call(function, [x]), SHORTS), INTEGERS)

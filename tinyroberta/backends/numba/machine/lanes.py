@@ -4,6 +4,7 @@ import numpy as np
 from llvmlite import ir
 
 from ..compiled import cgutils, intrinsic, types
+from ..sizes import SUMS
 from .emit import F32, I32, I64, INTEGERS, LANES, load_at, store_at
 from .features import FUSED
 
@@ -149,7 +150,7 @@ def exponentials(exp):
             largest = [Lanes(builder, load_at(builder, builder.add(most, I64(64 * half)))) for half in range(2)]
             parts = [cgutils.alloca_once_value(builder, ir.Constant(LANES, [0.0] * 16)) for _ in range(2)]
             with cgutils.for_range(builder, rows, intp=I64) as loop:
-                row = builder.add(x, builder.mul(loop.index, I64(128)))
+                row = builder.add(x, builder.mul(loop.index, I64(SUMS)))
                 for half, part in enumerate(parts):
                     place = builder.add(row, I64(64 * half))
                     e = exp(Lanes(builder, load_at(builder, place)) - largest[half])
@@ -175,7 +176,7 @@ def most_of_columns(typingctx, x, rows, out):
         for half, place in enumerate(largest):
             builder.store(load_at(builder, builder.add(x, I64(64 * half))), place)
         with cgutils.for_range(builder, rows, intp=I64) as loop:
-            row = builder.add(x, builder.mul(loop.index, I64(128)))
+            row = builder.add(x, builder.mul(loop.index, I64(SUMS)))
             for half, place in enumerate(largest):
                 new, old = load_at(builder, builder.add(row, I64(64 * half))), builder.load(place)
                 builder.store(builder.select(builder.fcmp_ordered("<=", new, old), old, new), place)

@@ -32,7 +32,7 @@ def dot_block(rows, operand, diagonals, fetches=1):
 
     def taken_off(builder, left, steps):  # -128 sum of a row's digits, for each row and slice
         totals = [[cgutils.alloca_once(builder, kind) for _ in range(slices)] for _ in range(rows)]
-        places = [(totals[r][i], i * 1024 + r * ROW) for r in range(rows) for i in range(slices)]
+        places = [(totals[r][i], i * TILE + r * ROW) for r in range(rows) for i in range(slices)]
         for place, _ in places:
             builder.store(ir.Constant(kind, [0] * 16), place)
         with cgutils.for_range(builder, steps, intp=I64) as step:
@@ -67,7 +67,7 @@ def dot_block(rows, operand, diagonals, fetches=1):
                         if digits:
                             weights = [builder.xor(weight, bytes_of_128) for weight in weights]
                         for i, r in itertools.product(range(min(slices, diagonals - j)), range(rows)):
-                            pointer = builder.inttoptr(builder.add(a, I64(i * 1024 + r * ROW)), I32.as_pointer())
+                            pointer = builder.inttoptr(builder.add(a, I64(i * TILE + r * ROW)), I32.as_pointer())
                             quads = broadcast(builder, builder.load(pointer, align=4), INTEGERS)
                             for half, weight in enumerate(weights):
                                 place = places[r][i + j][half]
@@ -100,7 +100,7 @@ def to_fetch(given, first, last, panel, size, height):
 
 @partial(Kernel, fields=CUT)
 def digit_dots(given, block, worker):
-    """The same sums as the tiles', 4 rows at a time."""
+    """Products of digits, to the same sums as the tiles', 4 rows at a time."""
     steps, panels, slices = given.steps, (given.O + PANEL - 1) // PANEL, given.slices
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
@@ -133,6 +133,7 @@ def digit_dots(given, block, worker):
 
 @partial(Kernel, fields=CUT)
 def bf16_dots(given, block, worker):
+    """Products of bf16, 8 rows at a time."""
     steps, panels = given.steps, (given.O + PANEL - 1) // PANEL
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)

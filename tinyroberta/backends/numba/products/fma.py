@@ -75,6 +75,7 @@ def fma_block(rows, vectors, kind="float32", fused=FUSED, fetches=0):
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 floats; else 16 of 8
 ROWS_AT_ONCE, VECTORS = (8, 2) if WIDE else (6, 1)
 DEPTH = 256  # products that one register sums
+CHUNK_ROWS = 128
 
 
 def multiply_by(fused):
@@ -151,6 +152,7 @@ multiply_float32, multiply_bfloat16, multiply_float16 = (by_panel(kind) for kind
 
 @partial(Kernel, fields=Fields(*OUTPUT, "x_row", "K", "held_as"))
 def fma_products(given, block, worker):
+    """Products of float32 rows by a panel of whichever numbers."""
     K, panels, row, held_as = given.K, (given.O + PANEL - 1) // PANEL, given.x_row, given.held_as
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, given.T)
@@ -178,7 +180,7 @@ def fma_product(x, weight, O, bias, activation, residual):
     T, K = x.shape
     if x.dtype != np.float32 or x.strides[1] != 4:
         x = contiguous(x, np.float32)
-    chunk = max(1, min(T, 128))
+    chunk = max(1, min(T, CHUNK_ROWS))
     given = {"x_row": x.strides[0] // 4, "K": K, "held_as": HELD_AS[weight.dtype]}
     return run(fma_products, x, weight, (T, O), (chunk, -(-T // chunk)), bias, activation, residual, **given)
 
@@ -214,6 +216,7 @@ def pack_panels(weights):  # P x (O/P, K) float32 -> (O/32, K, 32)
 
 
 def _as_bf16(x):
+    """The same numbers as bf16, or None where some are not."""
     bits = x.view(np.uint32)
     if (bits & 0xFFFF).any():
         return None
@@ -223,6 +226,7 @@ def _as_bf16(x):
 
 
 def _as_f16(x):
+    """The same numbers as f16, or None where some are not."""
     half = aligned(x.shape, np.float16)
     with np.errstate(over="ignore"):
         half[:] = x

@@ -99,6 +99,7 @@ def four(s, left, right, steps, ahead, lines):
 
 @partial(Kernel, fields=CUT)
 def digit_tiles(given, block, worker):
+    """Products of digits, 16 rows at a time."""
     steps, panels, slices = given.steps, (given.O + PANEL - 1) // PANEL, given.slices
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)
@@ -159,6 +160,7 @@ def multiply_bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_
 
 @partial(Kernel, fields=CUT)
 def bf16_tiles(given, block, worker):
+    """Products of bf16, 32 rows at a time."""
     steps, panels = given.steps, (given.O + PANEL - 1) // PANEL
     chunk, panel = block // panels, block % panels
     first, last = chunk * given.chunk, min((chunk + 1) * given.chunk, (given.T + TILE_ROWS - 1) // TILE_ROWS)

@@ -74,7 +74,7 @@ def _blocks(starts, heads, queries):  # the bytes of (B + 1,) int64 -> (blocks, 
     return np.stack([b, within // blocks[b], first, np.minimum(first + queries, lengths[b])], 1)
 
 
-def call(kernel, dtype, q, k, v, causal, laid, heads, bias, head_mask, probs, queries, size, out):
+def run(kernel, dtype, q, k, v, causal, laid, heads, bias, head_mask, probs, queries, size, out):
     """Run a kernel over blocks of so many queries, with `size` bytes for each thread; returns the probabilities, or None."""
     q, k, v = (x if x.dtype == dtype and x.strides[-1] == x.itemsize else contiguous(x, dtype) for x in (q, k, v))
     d, (starts, keys, lengths, _, _) = q.shape[1] // heads, laid
