@@ -20,7 +20,7 @@ import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Sequences, Settings, bitwise, load_backend
 from tinyroberta.backends import numpy as reference
-from tinyroberta.config import ACTIVATIONS, CONFIGS
+from tinyroberta.config import CONFIGS
 from tinyroberta.models import CLASSES, classes_of
 
 UNIT = 2.0**-24
@@ -95,7 +95,7 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     assert np.max(np.abs(bitwise.log1p(x) / np.log1p(x.astype(float)) - 1)) < 2.5e-7
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activation(name: str) -> None:
     x = np.concatenate([np.linspace(-8, 8, 40_000), np.linspace(-1e-3, 1e-3, 100), [0.0, -0.0, 30, -30]]).astype(np.float32)
     y = bitwise.activation(x, name)
@@ -208,7 +208,7 @@ def test_relative_scores() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_numba_activations(name: str) -> None:
     random = np.random.default_rng()
     every = (np.arange(512, dtype=np.uint32)[:, None] << 23) + random.integers(0, 2**23, (512, 300), np.uint32)

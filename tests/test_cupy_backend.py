@@ -32,7 +32,7 @@ from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
-from tinyroberta.config import ACTIVATIONS, CONFIGS
+from tinyroberta.config import CONFIGS
 from tinyroberta.models import CLASSES
 from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
@@ -437,7 +437,7 @@ def test_attention_reads_a_cache(ops: Any, order: str, dtype: Any) -> None:  # n
     np.testing.assert_array_equal(part.get(), dense.get())
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", definition.ACTIVATIONS)
 def test_activation(ops: Any, name: str) -> None:
     x = np.concatenate([np.random.default_rng().standard_normal(300) * 4, [0.0, -0.0, 30, -30, 1e-3, -1e-3]]).astype(np.float32)
     exact = definition.activation(x.astype(np.float64), name)

@@ -24,7 +24,6 @@ import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Sequences, Settings, bitwise
 from tinyroberta.backends import numpy as reference
-from tinyroberta.config import ACTIVATIONS
 
 pytest.importorskip("numba")
 from tinyroberta.backends import numba as ops
@@ -392,7 +391,7 @@ def test_attention_reads_a_cache_as_it_reads_packed_rows(d: int) -> None:
     np.testing.assert_array_equal(cached, packed)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activation(name: str) -> None:
     random = np.random.default_rng()
     x = np.concatenate([random.standard_normal(500) * 4, random.uniform(-1e-3, 1e-3, 50), [0.0, -0.0, 30, -30]])
