@@ -18,7 +18,7 @@ from test_numpy_backend import exact_activation
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Sequences, Settings, bitwise, load_backend
+from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise, load_backend
 from tinyroberta.backends import numpy as reference
 from tinyroberta.config import CONFIGS
 from tinyroberta.models import CLASSES, classes_of
@@ -242,7 +242,7 @@ def test_numba_layer_norm_and_cut(tokens: int) -> None:
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_numba_linear(tokens: int, precision: str) -> None:
     random = np.random.default_rng()

@@ -29,7 +29,7 @@ from models_for_tests import dense, digits, sliced_product
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Backend, Sequences, Settings, load_backend
+from tinyroberta.backends import PRECISIONS, Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
 from tinyroberta.config import CONFIGS
@@ -48,7 +48,7 @@ UNITS = {np.dtype(np.float32): UNIT, np.dtype(np.float16): 2.0**-11, np.dtype(BF
 RESULTS_OF_F16 = (np.dtype(np.float32), np.dtype(np.float16))
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
-WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
+WAYS = [*((p, route) for p in PRECISIONS for route in ROUTES), ("highest", "sliced")]
 SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
 
 
