@@ -45,6 +45,7 @@ from .models import (
     RobertaPreLayerNormModel,
     load,
 )
+from .tap import trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -92,4 +93,5 @@ __all__ = [
     "XLMRobertaXLForTokenClassification",
     "XLMRobertaXLModel",
     "load",
+    "trace",
 ]

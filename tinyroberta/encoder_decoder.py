@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
-from . import generation, losses
+from . import generation, losses, tap
 from .backends import Array
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error, ieee
@@ -109,6 +109,10 @@ class EncoderDecoderModel:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: encoder {self.encoder!r}, decoder {self.decoder!r}>"
+
+    def tap_names(self) -> list[str]:
+        """As a model's, the parts' names behind `encoder.` and `decoder.`."""
+        return tap.names_of(self)
 
     @property
     def config(self) -> RobertaPreLayerNormConfig:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar,
 
 import numpy as np
 
-from . import forward, generation, losses, surgery
+from . import forward, generation, losses, surgery, tap
 from .backends import PRECISIONS, Array, Backend, Sequences, Settings, default_backend, load_backend
 from .cache import Cache
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
@@ -146,8 +146,12 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @property
     def ops(self) -> Backend:
-        """The backend's functions."""
-        return load_backend(self.backend, self.settings.reproducible)
+        """The backend's functions, heard by the traces that are under way."""
+        return tap.around(self, load_backend(self.backend, self.settings.reproducible))
+
+    def tap_names(self) -> list[str]:
+        """The names under which tinyroberta.trace records and replaces what passes, in the order in which it does."""
+        return tap.names_of(self)
 
     @ieee
     def _adopt(self, config: RobertaPreLayerNormConfig, tensors: Mapping[str, Array]) -> None:
@@ -334,6 +338,7 @@ class RobertaPreLayerNormPreTrainedModel:
         )
 
         ops, eps = self.ops, config.layer_norm_eps
+        tap.begin(ops, rows)
         states = kept_layers(options.get("output_hidden_states"), config.output_hidden_states, config.num_hidden_layers + 1)
         probs = options.get("output_attentions")
         call = forward.Call(

@@ -240,6 +240,11 @@ def own_names(stored: Stored, where: str, family: Family, wanted: Iterable[str])
     return names
 
 
+def module_name(name: str, family: Family) -> str:
+    """A module of this library's tree by the name that it has in transformers."""
+    return _theirs(f"{name}.", family).removesuffix(".")
+
+
 def _theirs(name: str, family: Family) -> str:
     for ours, theirs in family.names:
         name = re.sub(ours, theirs, name)

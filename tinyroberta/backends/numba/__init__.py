@@ -29,6 +29,7 @@ from .threads import limited
 
 __all__ = [
     "activation",
+    "apart",
     "asarray",
     "attention",
     "describe",
@@ -94,6 +95,11 @@ def linear(
         return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual, **gives)
     product = gemm.fma_product if weight.unit == "fma" else gemm.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
+
+
+def apart(weight: Weight | list[Weight]) -> bool:
+    """As the NumPy backend's: what is handed on as bf16 takes its activation before it is rounded, and a rougher one."""
+    return isinstance(weight, list) or weight.gives == gemm.FLOATS
 
 
 # Products of cut rows by a weight's panels, equal to the bit.
@@ -191,8 +197,8 @@ def asarray(x: Any) -> Array:
 
 
 def to_numpy(x: Any) -> Array:
-    """A NumPy array; rows that were cut are put together again."""
-    return norm.whole(x) if isinstance(x, norm.Cut) else x
+    """A NumPy array; rows that were cut are put together again; of a norm's weight its gains."""
+    return norm.whole(x) if isinstance(x, norm.Cut) else x.weight if isinstance(x, Gain) else x
 
 
 class Playable(NamedTuple):
