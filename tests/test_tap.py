@@ -139,6 +139,7 @@ def test_layers_that_share_their_weights_have_their_own_names(way: dict[str, Any
     model = model_of(running=way)
     shared = {name: model.tensors[name.replace("layer.1.", "layer.0.")] for name in model.tensors}
     seen = assert_traced(type(model)(model.config, shared, **way), texts())
+    assert list(seen) == model.tap_names()
     assert not np.array_equal(seen["encoder.layer.0.output.dense"], seen["encoder.layer.1.output.dense"])
 
 
