@@ -26,8 +26,9 @@ from numba.extending import intrinsic
 
 from tinyroberta.backends import Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
-from tinyroberta.backends.numba import amx, compiled, paths
-from tinyroberta.backends.numba.llvm import FEATURES
+from tinyroberta.backends.numba import compiled, paths
+from tinyroberta.backends.numba.machine import amx
+from tinyroberta.backends.numba.machine.features import FEATURES
 from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere
 
 from . import cpu

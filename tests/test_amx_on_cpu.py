@@ -21,8 +21,9 @@ import pytest
 pytest.importorskip("numba")
 from amx_on_cpu import emulator
 
-from tinyroberta.backends.numba import amx, paths
-from tinyroberta.backends.numba.llvm import X86
+from tinyroberta.backends.numba import paths
+from tinyroberta.backends.numba.machine import amx
+from tinyroberta.backends.numba.machine.features import X86
 
 TESTS = Path(__file__).parent
 native = amx.missing() is None
@@ -345,7 +346,7 @@ def passes(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-BACKEND = [str(TESTS / name) for name in ("test_numba_backend.py", "test_family.py")]
+BACKEND = [str(TESTS / name) for name in ("test_numba_backend.py", "test_family.py", "test_tap.py")]
 
 
 @emulated
@@ -367,8 +368,9 @@ import sys
 import numpy as np
 import tinyroberta
 from models_for_tests import new_model
-from tinyroberta.backends.numba import amx, buffers
+from tinyroberta.backends.numba import buffers
 from tinyroberta.backends.numba.compiled import Kernel
+from tinyroberta.backends.numba.machine import amx
 
 config = tinyroberta.RobertaPreLayerNormConfig(
     vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, max_position_embeddings=40
@@ -428,11 +430,10 @@ def test_the_numba_backend_on_avx2() -> None:
 
 
 ASSEMBLY = """
-from numba import cfunc
-from tinyroberta.backends.numba import compiled, gemm
-compiled.keep_promises()
-made = cfunc("void(int64, int64, int64)", error_model="numpy")(gemm._fma_products.function)
-print(made._library.get_asm_str())
+from tinyroberta.backends.numba import compiled
+from tinyroberta.backends.numba.products import fma
+dispatcher, kinds = compiled.dispatcher_of(fma.fma_products)
+print(dispatcher.inspect_asm(kinds))
 """
 
 

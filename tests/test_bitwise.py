@@ -30,7 +30,8 @@ COMPILED = importlib.util.find_spec("numba") is not None
 compiled = pytest.mark.skipif(not COMPILED, reason="no Numba here")
 PATHS: tuple[str, ...] = ()
 if COMPILED:
-    from tinyroberta.backends.numba import llvm, norm, paths
+    from tinyroberta.backends.numba import norm, operands, paths
+    from tinyroberta.backends.numba.machine import features
 
     PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
     numba = load_backend("numba", reproducible=True)
@@ -232,7 +233,8 @@ def test_numba_layer_norm_and_cut(tokens: int) -> None:
         assert_same_bits(numba.layer_norm(x, weight, bias, 1e-5), y)
         for slices in (2, 3):
             expected, scales = bitwise.cut(y, slices)
-            for cut in (norm.cut(y, slices), norm.cut(x, slices, weight, bias, 1e-5)):
+            operand = operands.Operand(operands.DIGITS, slices, 64)
+            for cut in (norm.cut(y, operand), norm.cut(x, operand, weight, bias, 1e-5)):
                 found = cut.blocks.transpose(2, 0, 3, 1, 4).reshape(slices, len(cut.scales), -1)
                 np.testing.assert_array_equal(found[:, :tokens, :width], expected)
                 assert not found[:, :, width:].any()
@@ -304,7 +306,7 @@ def test_numba_attention_of_a_cache() -> None:
 
 
 @compiled
-@pytest.mark.skipif(COMPILED and not llvm.FUSED, reason="no fused multiply-add here")
+@pytest.mark.skipif(COMPILED and not features.FUSED, reason="no fused multiply-add here")
 def test_a_fused_multiply_add_would_be_seen() -> None:
     qkv, sequences, _ = attention_case((40,), 2, 16, False, False)
     fused, _ = load_backend("numba").attention(*qkv, sequences, 2)

@@ -18,6 +18,7 @@ from tinyroberta.backends import load_backend
 pytestmark = pytest.mark.gpu
 
 CHECKS = (
+    "test_a_launch_gives_every_parameter_by_its_name",
     "test_layer_norm", "test_embed", "test_linear", "test_cut", "test_a_norm_that_cuts_is_a_norm_and_a_cut",
     "test_sliced_products_equal_their_definition", "test_sliced_products_in_large_blocks_equal_their_definition",
     "test_sliced_rows_that_are_not_finite_are_theirs_alone",

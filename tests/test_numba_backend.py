@@ -28,7 +28,13 @@ from tinyroberta.config import ACTIVATIONS
 
 pytest.importorskip("numba")
 from tinyroberta.backends import numba as ops
-from tinyroberta.backends.numba import compiled, elementwise, gemm, llvm, norm, paths, slices, threads
+from tinyroberta.backends.numba import activations, compiled, norm, paths, recordings, threads
+from tinyroberta.backends.numba.attention import bf16 as attention_bf16
+from tinyroberta.backends.numba.attention import float32 as attention_float32
+from tinyroberta.backends.numba.cutting import TOP_2, TOP_3, pack_weights
+from tinyroberta.backends.numba.machine import lanes
+from tinyroberta.backends.numba.operands import DIGITS, ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
+from tinyroberta.backends.numba.products import dots, levels, outputs
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
@@ -42,12 +48,12 @@ cutting = pytest.mark.skipif(not CUTTERS, reason="no AMX and no VNNI here")
 def reached(precision: str, path: str) -> str:
     """The precision at which a path does a precision's products."""
     unit, precision = paths.unit_of(path, precision)
-    return precision if unit in gemm.CUT_PRODUCTS else "highest"
+    return precision if unit in levels.UNITS else "highest"
 
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every path of gemm.py that this machine can run, forced."""
+    """Every path that this machine can run, forced."""
     monkeypatch.setenv("TINYROBERTA_CPU", request.param)
     return str(request.param)
 
@@ -68,9 +74,29 @@ def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, c
         x *= np.float32(10.0) ** random.integers(-20, 20, (tokens, 1)).astype(np.float32)
         x[0] = 0
         x[tokens // 2, 0] *= 100  # an outlier: one diagonal more for this row alone
-        held = slices.pack_weights([weight], cut[0])
-        y = gemm.cut_product(unit, norm.cut(x, cut[0]), *held, cut[1], out, None, None, None)
+        operand = {2: TWO_DIGITS, 3: THREE_DIGITS}[cut[0]]
+        held = pack_weights([weight], operand)
+        y = levels.cut_product(unit, norm.cut(x, operand), *held, cut[1], out, None, None, None)
         np.testing.assert_array_equal(y, sliced_product(x, weight, *cut))
+
+
+@pytest.mark.skipif("vnni" not in PATHS, reason="no dot products of bytes here")
+def test_one_slice_may_be_digits() -> None:
+    """Which numbers an operand has does not follow from how many slices it has."""
+    from numba import njit
+
+    compiled.keep_promises()
+    block = dots.dot_block(4, Operand(DIGITS, 1, 64), 1).made()
+
+    @njit
+    def multiply(sums, left, right, steps):
+        block(sums, left, right, steps, right, 0)
+
+    random, steps, sums = np.random.default_rng(), 3, np.zeros((4, 32), np.int32)
+    rows, panel = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((steps, 16, 64), (steps, 2, 16, 16, 4)))
+    multiply(sums.ctypes.data, rows.ctypes.data, panel.ctypes.data, steps)
+    weight = panel.transpose(1, 3, 0, 2, 4).reshape(32, -1).astype(np.int32)
+    np.testing.assert_array_equal(sums, rows.swapaxes(0, 1).reshape(16, -1)[:4].astype(np.int32) @ weight.T)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -83,7 +109,7 @@ def test_rows_that_are_not_finite_are_theirs_alone(precision: str, path: str) ->
     y = ops.linear(x, held, np.zeros(40, np.float32))
     assert not np.isfinite(y[[3, 17]]).any()
     unit, at = paths.unit_of(path, precision)
-    if unit in gemm.CUT_PRODUCTS and at != "medium":
+    if unit in levels.UNITS and at != "medium":
         assert np.isnan(y[[3, 17]]).all()
     kept = np.delete(np.arange(20), [3, 17])
     np.testing.assert_array_equal(y[kept], clean[kept])
@@ -101,19 +127,19 @@ def test_no_rows_at_all() -> None:
 @cutting
 def test_some_of_the_cut_rows() -> None:
     x = np.random.default_rng().standard_normal((37, 70), dtype=np.float32)
-    some, apart = norm.cut(x, 3)[slice(5, 30)], norm.cut(x[5:30], 3)
+    some, apart = norm.cut(x, THREE_DIGITS)[slice(5, 30)], norm.cut(x[5:30], THREE_DIGITS)
     np.testing.assert_array_equal(some.blocks, apart.blocks)
     np.testing.assert_array_equal(some.scales[:25], apart.scales[:25])
 
 
 @cutting
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_cut_rows_are_put_together_again(count: int) -> None:
+@pytest.mark.parametrize("operand", [ROUNDED, TWO_DIGITS, THREE_DIGITS], ids=["bf16", "two", "three"])
+def test_cut_rows_are_put_together_again(operand: Operand) -> None:
     x = np.random.default_rng().standard_normal((21, 70), dtype=np.float32)
-    found, exact = ops.to_numpy(norm.cut(x, count)), x.astype(float)
+    found, exact = ops.to_numpy(norm.cut(x, operand)), x.astype(float)
     bound = np.abs(exact) * 2.0**-8  # half a unit of bf16
-    if count > 1:  # half a step of a row's digits; float32's own roundings, of x gain, of 1 / gain and of what comes out
-        step = np.abs(exact).max(1, keepdims=True) / float({2: slices.TOP_2, 3: slices.TOP_3}[count])
+    if operand != ROUNDED:  # half a step of a row's digits; float32's own roundings, of x gain, of 1 / gain and of what comes out
+        step = np.abs(exact).max(1, keepdims=True) / float({TWO_DIGITS: TOP_2, THREE_DIGITS: TOP_3}[operand])
         bound = step / 2 + 4 * UNIT * (np.abs(exact) + step)
     assert (np.abs(found - exact) <= bound).all()
 
@@ -136,7 +162,7 @@ def test_linear(tokens: int, precision: str, path: str) -> None:
             y = ops.linear(x, held, bias, activation=activation, residual=residual)
             assert y.dtype == np.float32
             unit, at = paths.unit_of(path, precision)
-            step = steps[at] if unit in gemm.CUT_PRODUCTS else into * UNIT
+            step = steps[at] if unit in levels.UNITS else into * UNIT
             largest = np.abs(x).max(1, keepdims=True) * np.abs(weight).max(1)
             bound = 2 * step * (largest * math.sqrt(into) + 1) + (into + 8) * UNIT * (np.abs(x) @ np.abs(weight).T + 3)
             assert (np.abs(y - exact) <= bound).all()
@@ -192,7 +218,7 @@ def test_layer_norm(tokens: int) -> None:
         assert np.linalg.norm(y - exact) <= bound * np.linalg.norm(exact) + (1e-3 if width == 1 else 0)
         np.testing.assert_array_equal(ops.layer_norm(x[-1:], weight, bias, 1e-5), y[-1:])
         if CUTTERS:
-            fused, apart = norm.cut(x, 3, weight, bias, 1e-5), norm.cut(y, 3)
+            fused, apart = norm.cut(x, THREE_DIGITS, weight, bias, 1e-5), norm.cut(y, THREE_DIGITS)
             np.testing.assert_array_equal(fused.blocks, apart.blocks)
             np.testing.assert_array_equal(fused.scales, apart.scales)
 
@@ -329,16 +355,18 @@ def test_products_hand_on_bf16(tokens: int) -> None:
         x[-1, 0] = np.nan
         held = prepared(weight, "medium")
         if name == "gelu":  # the rough one, whose bound test_the_stated_bounds_of_the_polynomials holds
-            exact = elementwise.activation(ops.linear(x, held, bias), elementwise.ROUGH_GELU)
+            exact = activations.activation(ops.linear(x, held, bias), activations.ROUGH_GELU)
         else:
             exact = ops.linear(x, held, bias, activation=name)
-        whole = ops.linear(x, held._replace(gives=gemm.HALVES), bias, activation=name)
+        whole = ops.linear(x, held._replace(gives=outputs.GIVES_BF16), bias, activation=name)
         assert whole.dtype == BF16
         np.testing.assert_array_equal(whole.astype(np.float32), exact.astype(BF16).astype(np.float32))
-        cut = ops.linear(x, held._replace(gives=gemm.BLOCKS), bias, activation=name)
+        cut = ops.linear(x, held._replace(gives=outputs.GIVES_BLOCKS), bias, activation=name)
         np.testing.assert_array_equal(ops.to_numpy(cut), whole.astype(np.float32))
         if name != "sigmoid":  # what stands beside the last column meets zeros only
-            np.testing.assert_array_equal(cut[: tokens // 2].blocks, norm.cut(whole[: tokens // 2].astype(np.float32), 1).blocks)
+            np.testing.assert_array_equal(
+                cut[: tokens // 2].blocks, norm.cut(whole[: tokens // 2].astype(np.float32), ROUNDED).blocks
+            )
 
 
 def test_attention_against_scores_one_at_a_time() -> None:
@@ -386,10 +414,9 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
 
     compiled.keep_promises()
 
-    exp_fused = sys.modules["tinyroberta.backends.numba.attention"].exp_fused
-    rough_exp = sys.modules["tinyroberta.backends.numba.attention_bf16"].rough_exp
-    functions = [elementwise.OF_LANES[name] for name in ("exp", "erf", "tanh")] + [exp_fused, elementwise.rough_gelu, rough_exp]
-    apply = llvm.lanes_of(functions).made()
+    functions = [bitwise.exp, bitwise.erf, bitwise.tanh]
+    functions += [attention_float32.exp_fused, activations.rough_gelu, attention_bf16.rough_exp]
+    apply = lanes.lanes_of(functions).made()
 
     @njit
     def each(address, count, kind):
@@ -411,7 +438,7 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     assert np.max(np.abs(tanh[filled] / np.tanh(exact[filled]) - 1)) < 5e-7
     # Phi's polynomial is as good as its clipping: off by what lies beyond the clip, Phi(-4.2), a few float32 roundings more
     phi = 0.5 * np.array([math.erfc(-value / 2**0.5) for value in exact.tolist()])
-    side, within = float(elementwise.SIDE), np.minimum(np.abs(exact), elementwise.SIDE)
+    side, within = float(activations.SIDE), np.minimum(np.abs(exact), activations.SIDE)
     assert np.all(np.abs(gelu - exact * phi) <= 0.5 * math.erfc(side / 2**0.5) * within * 1.01 + 4 * UNIT * np.abs(exact))
     assert (values(np.repeat(np.array([-np.inf, -104], np.float32), 8))[[0, 3, 5]] == 0).all()
 
@@ -578,13 +605,13 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
         held = list(model.weights.recordings.values())
         assert len(held) == 1
         if path in ("amx", "vnni") and width == 96:
-            assert isinstance(held[0], ops.Playable)
+            assert isinstance(held[0], recordings.Playable)
         if path == "blas":
-            assert held == [ops.NEVER]
+            assert held == [recordings.NEVER]
         again = pickle.loads(pickle.dumps(model))
         assert not again.weights.recordings
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "RECORDED_TOKENS", 0)
+            patch.setattr(recordings, "RECORDED_TOKENS", 0)
             for x, played in zip(given, found, strict=True):
                 np.testing.assert_array_equal(model(x, mask).last_hidden_state, played)
         other = model(given[0][:1], mask[:1]).last_hidden_state  # another size between
@@ -594,7 +621,7 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
 
 
 def test_sizes_of_no_more_than_so_many_tokens_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "RECORDED_TOKENS", 12)
+    monkeypatch.setattr(recordings, "RECORDED_TOKENS", 12)
     model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
     for tokens in (3, 4, 5, 6, 13):
         for _ in range(3):

@@ -225,15 +225,15 @@ def test_only_the_model_and_the_thread_that_are_traced() -> None:
 
 @pytest.mark.skipif(not PATHS, reason="no Numba here")
 def test_recordings_are_not_played_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyroberta.backends import numba
+    from tinyroberta.backends.numba import recordings
 
     model = model_of(running={"backend": "numba"})
     monkeypatch.setenv("TINYROBERTA_CPU", PATHS[0])
     outputs = [host_arrays(model, model(**texts())) for _ in range(3)]
     before = dict(model.weights.recordings)
     played: list[Any] = []
-    play = numba.Playable.play
-    monkeypatch.setattr(numba.Playable, "play", lambda self, rows: [played.append(self), play(self, rows)][1])
+    play = recordings.Playable.play
+    monkeypatch.setattr(recordings.Playable, "play", lambda self, rows: [played.append(self), play(self, rows)][1])
     with trace(model, "LayerNorm") as seen:
         assert_equal(host_arrays(model, model(**texts())), outputs[0])
     assert seen.calls

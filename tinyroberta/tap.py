@@ -53,12 +53,12 @@ class Trace:
 
 @contextmanager
 def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping[str, Replace] | None = None) -> Iterator[Trace]:
-    """Record what passes through a model, and replace some of it: `with trace(model) as t: model(ids)`; then t["encoder.layer.3"].
+    """Record what passes through a model, and replace some of it: `with trace(model) as t: model(ids)`; t["encoder.layer.3"].
 
-    names: one or several of model.tap_names(), or patterns of them (`encoder.layer.*.attention`; a star stands for dots too), None
-    for all, [] for none. What passes on is recorded, as read-only NumPy arrays, float32 or float64. replace: {name or pattern:
-    function}; the function is given a name and its array and returns another of that shape, or None to leave it as it is. What
-    equals the array given changes no bit; else all that follows reads it, rounded to the type that the backend hands on there.
+    names: one or several of model.tap_names(), or patterns of them (`encoder.layer.*.attention`; a star stands for dots too),
+    None for all, [] for none. What passes on is recorded, as read-only NumPy arrays, float32 or float64. replace: {name or
+    pattern: function}; the function is given a name and its array and returns another of that shape, or None to leave it as it
+    is. What equals the array given changes no bit; else all that follows reads it, rounded to what the backend hands on there.
 
     Arrays are packed, (T, D): a row for every token that is computed, none for padding; t.calls[-1].rows says which is whose:
     `.places` of B * S (None: all), `.sequences`, and `.unpack(array)` is (B, S, D), 0 at padding. Probabilities are (T, H, K): a

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def compiled(code: str, flags: list[str], depends: bytes = b"") -> ctypes.CDLL:
     path = CACHE / f"{hashlib.sha256(repr((code, command)).encode() + depends).hexdigest()[:32]}.so"
     if not path.exists():
         CACHE.mkdir(mode=0o700, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         done = subprocess.run([*command, "-", "-o", str(part)], input=code, text=True, capture_output=True, check=False)
         if done.returncode:
             raise EmulatorError(done.stderr)

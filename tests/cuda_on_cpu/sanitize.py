@@ -52,12 +52,12 @@ def every_kernel(ops: Any) -> None:
         for out in (ops.launch.FLOAT, ops.launch.BF16, ops.launch.F16):
             ops.activation(w.astype(out), "relu")
             ops.ops.converted(w.astype(out), ops.launch.FLOAT)
-            ops.layer_norm(x, ops.weights.Norm(w[0], out), w[1], 1e-5)
+            ops.layer_norm(x, ops.weights.Gains(w[0], out), w[1], 1e-5)
             for operand in (ops.launch.FLOAT, ops.launch.BF16, ops.launch.F16) if out == ops.launch.FLOAT else (out,):
-                dense = ops.weights.Dense(w.astype(operand), "medium", out)
+                dense = ops.weights.Matrix(w.astype(operand), "medium", out)
                 for name in ("gelu", "relu"):
                     ops.linear(x, dense, w[:, 0].copy().astype(out), name)
-        ops.layer_norm(x, ops.weights.Norm(w[0], ops.launch.DIGITS), w[1], 1e-5)
+        ops.layer_norm(x, ops.weights.Gains(w[0], ops.launch.DIGITS), w[1], 1e-5)
         block = ops.digits._block
         for diagonals, *sizes in ((3, 2, 128, 4), (3, 2, 96, 4), (4, 2, 96, 4), (3, 1, 32, 6), (4, 1, 32, 6)):
             ops.digits._block = lambda *_, sizes=tuple(sizes): sizes

@@ -18,11 +18,14 @@ from .sequences import QUERIES, on_device
 
 Array = Any
 
-HOPPER_WIDTH = 64  # of the heads that Hopper's own kernels take
-HOPPER_STAGES = 3 * 2 * 64 * HOPPER_WIDTH * 2  # bytes of shared memory: three stages of 64 keys and values of 16 bits
-HOPPER_THREADS = 256
-OF_VALUES = ("tiles", "query_start", "key_start", "key_length", "key_batch", "key_head", "key_row", "size")  # a kernel
-SPLIT_THREADS, SPLIT_NUMBERS = 256, 1024  # of a block of kernels/split.cu
+FLOAT_THREADS, FLOAT_KEYS = 256, 32  # of a block of kernels/attention.cu, keys that it holds at a time
+MMA_THREADS, MMA_KEYS, MMA_STAGES = 128, 64, 2  # of attention_mma.cu, which fetches the next keys while it multiplies these
+HOPPER_THREADS, HOPPER_KEYS, HOPPER_STAGES = 256, 64, 3  # of attention_wgmma.cu and attention_split.cu
+HOPPER_WIDTH = 64  # of the heads that these two take
+HOPPER_SHARED = HOPPER_STAGES * 2 * HOPPER_KEYS * HOPPER_WIDTH * 2  # bytes: stages of keys and values, of 16 bits
+SPLIT_THREADS, SPLIT_NUMBERS = 256, 1024  # of a block of split.cu
+AXES = {prefix: {f"{prefix}_{axis}": 0 for axis in ("batch", "head", "row", "key")} for prefix in ("bias", "mask")}
+READ_BY_VALUES = ("tiles", "query_start", "key_start", "key_length", "key_batch", "key_head", "key_row", "size")
 
 
 def attention(
@@ -45,37 +48,40 @@ def attention(
     steps = [step // k.itemsize for step in k.strides]
     key_batch, key_head, key_row = (0, d, steps[0]) if k.ndim == 2 else steps[:3]
     query_row = q.strides[0] // q.itemsize
-    there = on_device(sequences)
+    uploaded = on_device(sequences)
     plain = bias is None and head_mask is None
     given = {
-        "tiles": there.tiles, "query_start": there.query_start, "key_start": there.key_start, "key_length": there.key_length,
-        "causal": sequences.causal, "query_row": query_row, "key_batch": key_batch, "key_head": key_head, "key_row": key_row,
-        **_spread("bias", "bias", bias), **_spread("head_mask", "mask", head_mask), "size": d, "scale": 1 / math.sqrt(d),
+        "tiles": uploaded.tiles, "query_start": uploaded.query_start,
+        "key_start": uploaded.key_start, "key_length": uploaded.key_length, "causal": sequences.causal,
+        "query_row": query_row, "key_batch": key_batch, "key_head": key_head, "key_row": key_row,
+        **_spread("bias", "bias", bias), **_spread("head_mask", "mask", head_mask),
+        "size": d, "scale": 1 / math.sqrt(d),
     }  # fmt: skip
     out = cp.empty(q.shape, q.dtype)
-    grid = (len(there.tiles), heads)
+    grid = (len(uploaded.tiles), heads)
     if probs or d > WIDEST:
         probabilities = _with_probabilities(q, k, v, out, sequences, heads, grid, given)
         return out, probabilities if probs else None
-    kind, aligned = CPP_NAMES[q.dtype], not any(step % 8 for step in (query_row, key_batch, key_head, key_row))
-    aligned = aligned and not any(x.data.ptr % 16 for x in (q, k, v))
+    kind = CPP_NAMES[q.dtype]
+    steps_fit = not any(step % 8 for step in (query_row, key_batch, key_head, key_row))
+    aligned = steps_fit and not any(x.data.ptr % 16 for x in (q, k, v))
     if plain and d == HOPPER_WIDTH and aligned and device.hopper() and (q.dtype != FLOAT or _joined(q, k, v)):
-        wide, given["tiles"] = (len(there.wide_tiles), heads), there.wide_tiles
+        wide, given["tiles"] = (len(uploaded.wide_tiles), heads), uploaded.wide_tiles
         if q.dtype == FLOAT:
             part = len(q) * 3 * q.shape[1]
             q, k, v = _parts_of(q)
-            launch("attention_split", wide, (HOPPER_THREADS,), shared=3 * HOPPER_STAGES, q=q, k=k, v=v, part=part, y=out, **given)
+            launch("attention_split", wide, (HOPPER_THREADS,), shared=3 * HOPPER_SHARED, q=q, k=k, v=v, part=part, y=out, **given)
         else:
-            launch(f"attention_wgmma<{kind}>", wide, (HOPPER_THREADS,), shared=HOPPER_STAGES, q=q, k=k, v=v, y=out, **given)
+            launch(f"attention_wgmma<{kind}>", wide, (HOPPER_THREADS,), shared=HOPPER_SHARED, q=q, k=k, v=v, y=out, **given)
         return out, None
     width = next(width for width in HEAD_WIDTHS if width >= d)
     template = f"{width}, {str(not plain).lower()}"
     if q.dtype == FLOAT:
-        shared = 4 * ((QUERIES + 2 * 32) * (width + 1) + QUERIES * (32 + 1))  # queries, 32 keys and values, and their weights
-        launch(f"attention<{template}>", grid, (256,), shared=shared, q=q, k=k, v=v, y=out, **given)
+        shared = 4 * ((QUERIES + 2 * FLOAT_KEYS) * (width + 1) + QUERIES * (FLOAT_KEYS + 1))  # q, k, v, and the weights of v
+        launch(f"attention<{template}>", grid, (FLOAT_THREADS,), shared=shared, q=q, k=k, v=v, y=out, **given)
     else:
-        shared = 2 * (2 * 2 * 64) * (width + 8)  # two stages of 64 keys and values
-        launch(f"attention_mma<{kind}, {template}>", grid, (128,), shared=shared, q=q, k=k, v=v, y=out, **given)
+        shared = 2 * MMA_STAGES * 2 * MMA_KEYS * (width + 8)  # keys and values of 16 bits
+        launch(f"attention_mma<{kind}, {template}>", grid, (MMA_THREADS,), shared=shared, q=q, k=k, v=v, y=out, **given)
     return out, None
 
 
@@ -104,14 +110,15 @@ def _with_probabilities(
     p, begin = cp.empty(int(starts[-1]), FLOAT), cp.asarray(starts[:-1].astype(np.int64))
     kind, block = CPP_NAMES[q.dtype], (WARP, WARPS)
     launch(f"probabilities<{kind}>", grid, block, q=q, k=k, p=p, starts=begin, **given)
-    launch(f"values<{kind}>", grid, block, p=p, v=v, y=out, starts=begin, **{name: given[name] for name in OF_VALUES})
+    launch(f"values<{kind}>", grid, block, p=p, v=v, y=out, starts=begin, **{name: given[name] for name in READ_BY_VALUES})
     return [p[int(start) : int(start) + math.prod(shape)].reshape(shape) for start, shape in zip(starts, shapes, strict=False)]
 
 
 def _spread(name: str, prefix: str, x: Array | None) -> dict[str, Any]:
     """An array that broadcasts to (B, H, Sq, Sk) and its four strides in numbers, as the kernels name them (attention.cuh)."""
-    axes, steps = [f"{prefix}_{axis}" for axis in ("batch", "head", "row", "key")], [0] * 4
-    if x is not None:
-        x = cp.ascontiguousarray(asarray(x).astype(FLOAT, copy=False))
-        steps = [0 if size == 1 else step // x.itemsize for size, step in zip(x.shape, x.strides, strict=True)]
+    axes = AXES[prefix]
+    if x is None:
+        return {name: None, **axes}
+    x = cp.ascontiguousarray(asarray(x).astype(FLOAT, copy=False))
+    steps = (0 if size == 1 else step // x.itemsize for size, step in zip(x.shape, x.strides, strict=True))
     return {name: x, **dict(zip(axes, steps, strict=True))}

@@ -42,7 +42,7 @@ DEAD = 2.0**-6  # of a weight's usual row: one that training has made smaller ye
 UNBOUNDED = "relu2"  # the activation that goes further from 0 than its argument
 
 
-class Rows(NamedTuple):
+class Bounds(NamedTuple):
     """What is known of rows before they are there: how far from 0 each column can come, and how large it is in the mean."""
 
     most: Array  # (K,)
@@ -95,30 +95,30 @@ def _holds(weight: Any, rows: Normed) -> bool:
     return all(_legible(weight, each) and _rounds_well(weight, each) for each in normed)
 
 
-def _legible(weight: Any, rows: Rows) -> bool:
+def _legible(weight: Any, rows: Bounds) -> bool:
     """Whether f16 holds rows, and what a weight takes of them is not too small for it."""
     square = np.square(np.asarray(weight, np.float32))
     taken, whole = square @ np.square(rows.mean), square @ (rows.mean > 0).astype(np.float32)
     return _within(rows) and bool((taken >= np.float32(LEAST**2) * whole).all())
 
 
-def _within(rows: Rows) -> bool:
+def _within(rows: Bounds) -> bool:
     return bool((rows.most <= MOST).all())
 
 
-def _rounds_well(weight: Any, rows: Rows) -> bool:
+def _rounds_well(weight: Any, rows: Bounds) -> bool:
     """Whether a weight's f16 gives rows a product as near as rounding to eleven bits would leave it."""
     weight = np.asarray(weight, np.float32)
     lost, whole = (np.square(x) @ np.square(rows.mean) for x in (weight - weight.astype(np.float16), weight))
     return bool((lost <= np.float32(UNIT**2) * np.maximum(whole, np.float32(DEAD**2) * whole.mean())).all())
 
 
-def _normed(norm: Norm) -> Rows:
+def _normed(norm: Norm) -> Bounds:
     gain, shift = (np.abs(np.asarray(x, np.float32)) for x in (norm.weight, norm.bias))
-    return Rows(math.sqrt(len(gain)) * gain + shift, np.hypot(gain, shift))
+    return Bounds(math.sqrt(len(gain)) * gain + shift, np.hypot(gain, shift))
 
 
-def _made(weight: Any, bias: Any, rows: Normed) -> Rows:
+def _made(weight: Any, bias: Any, rows: Normed) -> Bounds:
     """What a dense layer makes of the rows of any of these norms."""
     weight, bias = (np.asarray(x, np.float32) for x in (weight, bias))
     made = []
@@ -127,5 +127,5 @@ def _made(weight: Any, bias: Any, rows: Normed) -> Rows:
         lengths, middle = np.sqrt(np.square(weight) @ np.square(gain)), weight @ shift + bias
         cancelled = np.abs(weight) @ np.abs(shift) + np.abs(bias)  # in the middle, but for two roundings to f16
         most = math.sqrt(len(gain)) * lengths + np.abs(middle) + 4 * UNIT * cancelled
-        made.append(Rows(np.maximum(most, np.abs(bias)), np.hypot(lengths, middle)))
-    return Rows(np.max([rows.most for rows in made], 0), np.min([rows.mean for rows in made], 0))
+        made.append(Bounds(np.maximum(most, np.abs(bias)), np.hypot(lengths, middle)))
+    return Bounds(np.max([rows.most for rows in made], 0), np.min([rows.mean for rows in made], 0))

@@ -77,10 +77,10 @@ class Tile(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A kernel on one device, and how each of its parameters is passed, in their order."""
+    """A kernel on one device, and its parameters as `parameters` gives them."""
 
     function: Any
-    parameters: Mapping[str, Callable[[Any], Any]]
+    declared: Mapping[str, Callable[[Any], Any] | None]
 
 
 def source(file: str) -> str:
@@ -88,35 +88,32 @@ def source(file: str) -> str:
     return re.sub(r'#include "(.*)"', lambda match: source(match[1]), SOURCES[file].replace("#pragma once\n", ""))
 
 
-def parameters(file: str) -> dict[str, dict[str, Callable[[Any], Any]]]:
-    """What each kernel of a file declares, by the names of both: how an argument is passed for it."""
+def parameters(file: str) -> dict[str, dict[str, Callable[[Any], Any] | None]]:
+    """What each kernel of a file declares, in order: by a parameter's name what makes its type of a number, None for an array."""
     code = re.sub("//.*", "", source(file)).replace("\\\n", " ")
     macros = dict(re.findall(r"#define (\w+) +(.*)", code))  # parameters that several kernels have are a macro
     declared = {}
     for kernel, given in DECLARATION.findall(code):
         parts = ",".join(macros.get(part.strip(), part) for part in given.split(",")).split(",")
-        declared[kernel] = dict(_parameter(part) for part in parts)
+        declared[kernel] = dict(_parameter(*part.strip().replace("*", "* ").rsplit(None, 1)) for part in parts)
     return declared
 
 
-def _parameter(declaration: str) -> tuple[str, Callable[[Any], Any]]:
-    kind, name = re.fullmatch(r"\s*(.*\W)(\w+)\s*", declaration, re.DOTALL).groups()  # type: ignore[union-attr]
-    return name, _array if "*" in kind else PASSED[kind.strip()]
+def _parameter(kind: str, name: str) -> tuple[str, Callable[[Any], Any] | None]:
+    return name, None if "*" in kind else NUMBERS[kind]
 
 
-def _array(x: Array | None) -> Any:
-    if x is None:
-        return NULL
-    if not isinstance(x, cp.ndarray):
-        raise TypeError(f"an array of the device or None is needed, not {type(x).__name__}")
-    return x
+@functools.lru_cache(4096, typed=True)  # a launch has tens of numbers, and a layer those of the layer before
+def _int32(x: Any) -> Any:
+    return np.int32(operator.index(x))
 
 
-PASSED: dict[str, Callable[[Any], Any]] = {  # a number, by the C++ type that it is passed as
-    "int": lambda x: np.int32(operator.index(x)),
-    "i64": lambda x: np.int64(operator.index(x)),
-    "float": lambda x: np.float32(x),
-}
+@functools.lru_cache(4096, typed=True)
+def _int64(x: Any) -> Any:
+    return np.int64(operator.index(x))
+
+
+NUMBERS: dict[str, Callable[[Any], Any]] = {"int": _int32, "i64": _int64, "float": np.float32}  # by the types that C++ has
 
 
 @functools.cache
@@ -142,15 +139,24 @@ def launch(kernel: str, grid: tuple[int, ...], block: tuple[int, ...], /, *, sha
     Raises TypeError on an argument that is missing or unknown, or that is no array or number as the parameter is declared.
     """
     function, declared = _kernel(kernel, shared, cp.cuda.Device().id)
-    if given.keys() != declared.keys():
+    args = []
+    try:
+        for name, number in declared.items():
+            x = given[name]
+            if number:
+                x = number(x)
+            elif x is None:
+                x = NULL
+            elif not isinstance(x, cp.ndarray):
+                raise TypeError(f"an array of the device or None is needed, not {type(x).__name__}")
+            args.append(x)
+    except (TypeError, OverflowError) as error:
+        raise TypeError(f"{kernel}: {name}: {error}") from error
+    except KeyError:
+        pass
+    if not len(args) == len(declared) == len(given):
         missing, unknown = sorted(declared.keys() - given.keys()), sorted(given.keys() - declared.keys())
         raise TypeError(f"{kernel} takes {', '.join(declared)}: missing are {missing}, unknown are {unknown}")
-    args = []
-    for name, passed in declared.items():
-        try:
-            args.append(passed(given[name]))
-        except (TypeError, OverflowError) as error:
-            raise TypeError(f"{kernel}: {name}: {error}") from error
     function(grid, block, tuple(args), shared_mem=shared)
 
 

@@ -15,11 +15,11 @@ from . import cublaslt
 from .digits import Cut, cut, digit_product, empty_cut, whole
 from .half import UNBOUNDED
 from .launch import BF16, CPP_NAMES, DIGITS, F16, FLOAT, MOST_BLOCKS, Tile, at_once, launch, launch_rows, launch_tiles
-from .weights import Dense, Norm, Segments, Sliced
+from .weights import Gains, Matrix, Segments, Sliced
 
 Array = Any
 
-ACTIVATIONS = {  # the numbers of kernels/activation.cuh
+ACTIVATIONS = {  # as kernels/activation.cuh numbers them
     "linear": 0, "gelu": 1, "gelu_python": 1, "gelu_new": 2, "gelu_accurate": 2, "gelu_fast": 2, "gelu_python_tanh": 2,
     "gelu_pytorch_tanh": 2, "gelu_10": 3, "quick_gelu": 4, "relu": 5, "relu2": 6, "relu6": 7, "leaky_relu": 8, "sigmoid": 9,
     "silu": 10, "swish": 10, "tanh": 11, "mish": 12, "hardswish": 13, "laplace": 14, "sqrtsoftplus": 15,
@@ -45,8 +45,9 @@ def embed(
     ids: Array, positions: Array | None, token_types: Array, word: Array, position: Array, token_type: Segments
 ) -> Array:  # (T,) x3 -> (T, D), not added up yet where a norm follows
     """The sum of a token's three embeddings."""
-    numbers, words = (None, ids) if ids.ndim == 2 else (ids, word)
-    x = Embedded(numbers, positions, token_types, words, position, token_type.array)
+    if ids.ndim == 2:  # the words' vectors themselves, a row for each token
+        ids, word = None, ids
+    x = Embedded(ids, positions, token_types, word, position, token_type.array)
     return x if token_type.norm_follows else _added(x)
 
 
@@ -57,7 +58,7 @@ def _added(x: Embedded) -> Array:
     return y
 
 
-def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
+def layer_norm(x: Array, weight: Gains, bias: Array, eps: float) -> Array:  # (T, D), (D,), (D,) -> (T, D)
     """Each row less its mean, over its standard deviation, scaled and shifted."""
     rows, width = len(x.token_types if isinstance(x, Embedded) else x), len(bias)
     norm = {"weight": weight.array, "bias": bias, "width": width, "eps": eps}
@@ -78,16 +79,16 @@ def layer_norm(x: Array, weight: Norm, bias: Array, eps: float) -> Array:  # (T,
 
 
 def linear(
-    x: Array | Cut, weight: Dense | Sliced, bias: Array, activation: Activation | None = None, residual: Array | None = None
+    x: Array | Cut, weight: Matrix | Sliced, bias: Array, activation: Activation | None = None, residual: Array | None = None
 ) -> Array:  # (T, I), (O, I), (O,) -> (T, O)
     """activation(x W^T + b) + residual."""
     if callable(activation):
         y = linear(x, weight, bias)
         y = _applied(converted(y, FLOAT) if y.dtype == F16 else y, activation)
         return y if residual is None else elementwise(y, IDENTITY, residual)
-    number = IDENTITY if activation is None else ACTIVATIONS[activation]
+    which = IDENTITY if activation is None else ACTIVATIONS[activation]
     if isinstance(weight, Sliced):
-        return _sliced_linear(x, weight, bias, number, residual)
+        return _sliced_linear(x, weight, bias, which, residual)
     w, out = weight.array, weight.out
     x = cp.ascontiguousarray(x)
     if w.dtype == F16 and x.dtype == FLOAT and not weight.bounded:  # nothing keeps these rows within f16
@@ -97,8 +98,8 @@ def linear(
         return cp.empty((0, len(w)), out)
     by_library = cublaslt.library() is not None and cublaslt.fits(x, w, out)
     # the library's GELU is the tanh form: at most 4.7e-4 from the exact one, below the rounding of bf16 alone
-    gelu = number == GELU_TANH or (number == GELU and weight.precision == "medium") if by_library else number == GELU
-    later = number if not gelu else IDENTITY  # the activation that the product does not take along
+    gelu = which == GELU_TANH or (which == GELU and weight.precision == "medium") if by_library else which == GELU
+    later = which if not gelu else IDENTITY  # the activation that the product does not take along
     alone = later or (by_library and (gelu or residual is None or residual.dtype != out))
     added = None if alone else residual
     if by_library:
@@ -120,17 +121,17 @@ def _own_linear(x: Array, w: Array, bias: Array, out: Any, gelu: bool, residual:
     return y
 
 
-def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, number: int, residual: Array | None) -> Array:
+def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, which: int, residual: Array | None) -> Array:
     """Each piece's product is added to those before; the only one takes the activation and the residual along if it can."""
     parts = [x] if isinstance(x, Cut) else cut(x)
-    fused = len(parts) == 1 and number in (IDENTITY, GELU)
+    fused = len(parts) == 1 and which in (IDENTITY, GELU)
     y = residual if fused else None
     for i, (part, w) in enumerate(zip(parts, weight.pieces, strict=True)):
-        y = digit_product(part, w, weight.diagonals, None if i else bias, fused and number == GELU, y)
-    return y if fused else elementwise(y, number, residual, y)
+        y = digit_product(part, w, weight.diagonals, None if i else bias, fused and which == GELU, y)
+    return y if fused else elementwise(y, which, residual, y)
 
 
-def apart(weight: Dense | Sliced) -> bool:  # noqa: ARG001
+def apart(weight: Matrix | Sliced) -> bool:  # noqa: ARG001
     """As the NumPy backend's: kernels and the library round in one and not in two, each where it suits them."""
     return False
 
@@ -147,14 +148,14 @@ def _applied(x: Array, function: Callable[[Any], Any]) -> Array:
     return cp.ascontiguousarray(y.astype(x.dtype, copy=False))
 
 
-def elementwise(x: Array, number: int, residual: Array | None = None, y: Array | None = None) -> Array:
-    """An activation of every number of x, by its number in ACTIVATIONS, plus `residual`; into y, of another type perhaps."""
+def elementwise(x: Array, which: int, residual: Array | None = None, y: Array | None = None) -> Array:
+    """The activation that is number `which` in ACTIVATIONS, of every number of x, plus `residual`; y may be of another type."""
     y = cp.empty(x.shape, x.dtype) if y is None else y
     if x.size:
         many = 1 if x.size % 4 or any(a is not None and a.data.ptr % 16 for a in (x, residual, y)) else 4
         blocks = min(-(-x.size // (THREADS * many)), MOST_BLOCKS)
         kernel = f"activation<{CPP_NAMES[x.dtype]}, {CPP_NAMES[y.dtype]}, {many}>"
-        launch(kernel, (blocks,), (THREADS,), x=x, residual=residual, y=y, n=x.size, name=number)
+        launch(kernel, (blocks,), (THREADS,), x=x, residual=residual, y=y, n=x.size, which=which)
     return y
 
 
@@ -180,6 +181,6 @@ def to_numpy(x: Array) -> Any:
         return whole(x)
     if isinstance(x, Embedded):
         x = _added(x)
-    x = x.array if isinstance(x, Norm) else x
+    x = x.array if isinstance(x, Gains) else x
     x = x.get() if isinstance(x, cp.ndarray) else x
     return x.astype(FLOAT) if x.dtype in (BF16, F16) else x

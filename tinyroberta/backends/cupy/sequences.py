@@ -18,13 +18,13 @@ QUERIES, WIDE_QUERIES = 64, 128  # that a block of the attention kernels takes, 
 
 
 class DeviceSequences(NamedTuple):
-    """Sequences on the device, and the attention kernels' work: a tile, which is a sequence and its first query, a block."""
+    """Sequences on the device, with the attention kernels' tiles: a block takes one, a sequence and its first query there."""
 
-    tiles: Array  # (N, 2) int32, one for every 64 queries of a sequence
+    tiles: Array  # (N, 2) int32, one for every QUERIES of a sequence
     query_start: Array
     key_start: Array
     key_length: Array
-    wide_tiles: Array  # one for every 128
+    wide_tiles: Array  # one for every WIDE_QUERIES
 
 
 class _Uploaded(threading.local):

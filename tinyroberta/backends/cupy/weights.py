@@ -18,9 +18,11 @@ from .recording import Prepared
 Array = Any
 
 OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention; of high where f16 holds them
+# What attention and activations read is handed on as they multiply it; relative positions read queries and keys as float32.
+HANDED_ON = (records.ATTENTION, records.CROSS_ATTENTION, records.ACTIVATION)
 
 
-class Dense(NamedTuple):
+class Matrix(NamedTuple):
     """A dense layer's prepared weight: (O, I) in the dtype of its operands, the products' precision and the result's dtype.
 
     `bounded`: the float32 rows that it reads are within f16 where the weight is, since a norm made them.
@@ -39,7 +41,7 @@ class Sliced(NamedTuple):
     diagonals: int
 
 
-class Norm(NamedTuple):
+class Gains(NamedTuple):
     """A layer norm's prepared weight, (D,), and its result's dtype: that of the product which reads it; int8: cut for it."""
 
     array: Array
@@ -83,13 +85,13 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
             tailed = layer.sublayer in shares or isinstance(layer.reads, records.Activated)
             return {"weight": Sliced(cut(move(weight, FLOAT)), 3 + tailed), "bias": move(bias, FLOAT)}
         out = operand(layer) if layer.feeds in HANDED_ON else FLOAT
-        held = Dense(move(weight, operand(layer)), precision, out, layer.feeds != records.STREAM)
+        held = Matrix(move(weight, operand(layer)), precision, out, layer.feeds != records.STREAM)
         return {"weight": held, "bias": move(bias, out)}
 
     def norm(record: records.Norm) -> dict[str, Any]:  # as its products want it, where nothing else reads it
         wanted = DIGITS if sliced and len(record.weight) <= DEEPEST else operand(record)
         out = wanted if record.feeds == records.PRODUCTS else FLOAT
-        return {"weight": Norm(move(record.weight, FLOAT), out), "bias": move(record.bias, FLOAT)}
+        return {"weight": Gains(move(record.weight, FLOAT), out), "bias": move(record.bias, FLOAT)}
 
     def prepared(record: Any) -> dict[str, Any]:
         record = shared(record, shares)
@@ -101,7 +103,3 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         return {"weight": Segments(table, record.normed) if record.of == records.SEGMENTS else table}
 
     return Prepared(records.mapped(tree, prepared))
-
-
-# What attention and activations read is handed on as they multiply it; relative positions read queries and keys as float32.
-HANDED_ON = (records.ATTENTION, records.CROSS_ATTENTION, records.ACTIVATION)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,10 +73,10 @@ class Recording:
         self.kept: list[Any] = []  # the other arrays, and the arguments
         self.whole = True  # nothing was computed but by kernels
 
-    def add(self, function: int, arguments: Array, blocks: int, values: tuple[Any, ...]) -> None:
+    def add(self, function: int, arguments: Array, blocks: int, arrays: Iterable[Array]) -> None:
         own = {id(buffer) for buffer in self.memory}
         self.calls.append((function, address(arguments), blocks))
-        self.kept += [arguments, *(x for x in values if isinstance(x, np.ndarray) and id(x.base) not in own)]
+        self.kept += [arguments, *(x for x in arrays if id(x.base) not in own)]
 
 
 class _Current(threading.local):

@@ -27,6 +27,7 @@ from llvmlite import binding, ir
 from ...errors import Error
 from ...progress import progress
 from ...weights.files import write_atomically
+from .arguments import Fields
 
 # Symbols that every process has; code that names others (Numba's runtime) is loaded after Numba itself.
 C_LIBRARY = {"malloc", "free", "memset", "memcpy", "memmove", "sqrtf", "log1pf", "read", "write", "_read", "_write"}
@@ -82,12 +83,15 @@ def keep_promises() -> None:
 
 
 class Kernel:
-    """A function of int64 numbers, void, as machine code: `address` is where it stands, a call runs it without Python's lock."""
+    """A function of int64 numbers, void, as machine code: `address` is where it stands, a call runs it without Python's lock.
+
+    A loop's kernel is kernel(given, block, worker): of `given`, which its fields declare, the address is passed.
+    """
 
     every: "list[Kernel]" = []  # noqa: RUF012
 
-    def __init__(self, function: Any, count: int = 3) -> None:
-        self.function, self.count, self.name = function, count, function.__name__.strip("_")
+    def __init__(self, function: Any, count: int = 3, fields: Fields | None = None) -> None:
+        self.function, self.count, self.fields, self.name = function, count, fields, function.__name__.strip("_")
         self.missing: Callable[[], str | None] = lambda: None  # what the machine lacks for it
         self._loaded: Loaded | None = None
         Kernel.every.append(self)
@@ -206,10 +210,7 @@ def _compile(kernel: Kernel) -> bytes:
     """Object code: a byte that says whether it needs Numba's runtime, then an object file."""
     keep_promises()
     lock = importlib.import_module("numba.core.compiler_lock").global_compiler_lock
-    kinds = (types.int64,) * kernel.count
-    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    dispatcher = _numba("njit")(**options)(kernel.function)
-    dispatcher.compile(types.void(*kinds))
+    dispatcher, kinds = dispatcher_of(kernel)
     result = dispatcher.overloads[kinds]
     context = result.target_context
     library = context.codegen().create_library(kernel.name)
@@ -218,7 +219,10 @@ def _compile(kernel: Kernel) -> bytes:
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * kernel.count), ENTRY)
     builder = ir.IRBuilder(entry.append_basic_block())
     native = ir.Function(module, context.call_conv.get_function_type(types.void, kinds), result.fndesc.llvm_func_name)
-    context.call_conv.call_function(builder, native, types.void, kinds, entry.args)
+    given = list(entry.args)
+    if kernel.fields is not None:
+        given[0] = builder.inttoptr(given[0], context.get_argument_type(kinds[0]))
+    context.call_conv.call_function(builder, native, types.void, kinds, given)
     builder.ret_void()
     if not _foreign(result.library) - {*C_LIBRARY, UNUSED}:  # without arrays of Numba's own there are none to take down
         unused = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()]), UNUSED)
@@ -251,6 +255,18 @@ def _keep(kernel: Kernel, content: bytes) -> None:
 
 def _unkept() -> str:
     return f"compiled code cannot be kept: {' and '.join(map(str, _folders()))} cannot be written; set NUMBA_CACHE_DIR"
+
+
+def dispatcher_of(kernel: Kernel) -> tuple[Any, tuple[Any, ...]]:
+    """A kernel's function in Numba's hands, and the types of what it is given."""
+    keep_promises()
+    kinds = (types.int64,) * kernel.count
+    if kernel.fields is not None:
+        kinds = (_numba("from_dtype")(kernel.fields.dtype), *kinds[1:])
+    options = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    dispatcher = _numba("njit")(**options)(kernel.function)
+    dispatcher.compile(types.void(*kinds))
+    return dispatcher, kinds
 
 
 def _foreign(library: Any) -> set[str]:
@@ -286,7 +302,7 @@ def _file(kernel: Kernel, sources: str = "") -> str:
 
 @cache
 def _sources() -> str:
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "bitwise.py"]
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), Path(__file__).parents[1] / "bitwise.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

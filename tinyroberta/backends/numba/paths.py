@@ -8,13 +8,12 @@ import os
 import platform
 
 from ...errors import Error
-from . import amx
 from .compiled import Kernel
-from .llvm import FEATURES, FUSED
+from .machine import amx
+from .machine.features import BF16_DOTS, FEATURES, FUSED
 from .threads import allowed_threads
 
 PATHS = ("amx", "vnni", "fma", "blas")
-BF16_DOTS = "avx512bf16" in FEATURES
 UNITS = {
     "amx": "tiles of 8-bit integers and bf16 (AMX)",
     "vnni": f"float32 multiply-adds for highest, dot products of bytes{' (high) and bf16 (medium)' if BF16_DOTS else ' else'}",
@@ -53,7 +52,7 @@ def chosen_path() -> str:
 
 
 def unit_of(path: str, precision: str, reproducible: bool = False) -> tuple[str, str]:
-    """The unit of gemm.py that a path uses at a precision, and at which precision it does the products."""
+    """The unit of products/ that a path uses at a precision, and at which precision it does the products."""
     if reproducible:  # sums of digits' products, which every unit gives alike
         return {"amx": "tiles", "vnni": "dots"}.get(path, "digits"), precision
     if path == "vnni" and precision != "highest":

@@ -6,7 +6,7 @@ Weights are prepared for products of digits, and attention rounds every product;
 from .. import Sequences
 from ..bitwise import relative
 from . import Array, activation, apart, asarray, embed, layer_norm, linear, prepare, recorded, running, to_numpy
-from .attention import attention as _attention
+from .attention import float32
 
 __all__ = [
     "activation",
@@ -35,4 +35,4 @@ def attention(
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
     """As backends/bitwise.py."""
-    return _attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=False)
+    return float32.attention(q, k, v, sequences, heads, bias, head_mask, probs, fused=False)

@@ -23,24 +23,12 @@ from typing import Any
 import numpy as np
 
 from . import buffers
-from .buffers import address, aligned
+from .arguments import arrays
+from .buffers import aligned
 from .compiled import Kernel, carray, njit
-from .llvm import (
-    add_word,
-    allocate,
-    allow_cpus,
-    allowed_cpus,
-    call_kernel,
-    free,
-    load_word,
-    pause,
-    read_word,
-    store_word,
-    swap_word,
-    this_cpu,
-    words,
-    write_word,
-)
+from .machine.atomics import add_word, load_word, pause, store_word, swap_word
+from .machine.memory import allocate, free, words
+from .machine.system import allow_cpus, allowed_cpus, call_kernel, read_word, this_cpu, write_word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,7 +45,7 @@ MASK = 64  # words of bits, a CPU each
 
 @njit(error_model="numpy")
 def claim(state, worker, spins):
-    """Run blocks until none has come for `spins` looks."""
+    """Claim and run blocks of work until `spins` looks in a row have found none."""
     looks = 0
     while looks <= spins:
         remaining = load_word(state + REMAINING)
@@ -129,6 +117,7 @@ def share(state, function, arguments, total, threads):
 
 @njit(error_model="numpy")
 def alone(function, arguments, total):
+    """Run all blocks in this thread."""
     for block in range(total):
         call_kernel(function, arguments, block, 0)
 
@@ -209,15 +198,14 @@ def _seconds_of_looks(state: int) -> float:
     return time.perf_counter() - start
 
 
-def parallel(kernel: Kernel, blocks: int, *values: "int | Array | None", threads: int | None = None) -> None:
-    """Run kernel(arguments, block, worker) for every block; values are arrays (their addresses are passed; None: 0) and integers.
-
-    A worker is below `thread_limit()`, or below `threads` where that is given.
-    """
-    arguments = np.array([x if isinstance(x, int) else address(x) for x in values], np.int64)
-    count = min(threads or thread_limit(), blocks)
+def parallel(kernel: Kernel, blocks: int, /, **given: Any) -> None:
+    """Run kernel(given, block, worker) for every block, each worker below `thread_limit()`; raises TypeError as Fields.words."""
+    if kernel.fields is None:
+        raise TypeError(f"{kernel.name} has no fields")
+    arguments = np.array(kernel.fields.words(given), np.int64)
+    count = min(thread_limit(), blocks)
     if (recording := buffers.recording()) is not None:
-        recording.add(kernel.address, arguments, blocks, values)
+        recording.add(kernel.address, arguments, blocks, arrays(given))
     pool = _pool()
     if count > 1 and pool.lock.acquire(blocking=False):
         try:

@@ -7,7 +7,7 @@
 #include "activation.cuh"
 
 template <class In, class Out, int V>
-__global__ void __launch_bounds__(256) activation(const In* x, const float* residual, Out* y, i64 n, int name) {
+__global__ void __launch_bounds__(256) activation(const In* x, const float* residual, Out* y, i64 n, int which) {
   auto each = [&](auto bend) {
     for (i64 i = ((i64)blockIdx.x * 256 + threadIdx.x) * V; i < n; i += (i64)gridDim.x * 256 * V) {
       float value[V], added[V] = {};
@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(256) activation(const In* x, const float* resi
       store<V>(y + i, value);
     }
   };
-  if (name == 1)
+  if (which == 1)
     each([](float value) { return exact_gelu(value); });  // the usual one, without a choice for every number
   else
-    each([=](float value) { return activate(value, name); });
+    each([=](float value) { return activate(value, which); });
 }

@@ -11,8 +11,8 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
 
-__device__ __forceinline__ float activate(float x, int name) {
-  switch (name) {
+__device__ __forceinline__ float activate(float x, int which) {
+  switch (which) {
     case 1:
       return exact_gelu(x);
     case 2:

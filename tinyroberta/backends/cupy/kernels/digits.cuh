@@ -1,5 +1,5 @@
 // A row of float32 as three signed base-256 digits, x = scale (s0 + s1 / 256 + s2 / 65536), whose products are exact in integers
-// (Ozaki et al. 2012; Ootomo et al. 2024). To the bit, as in ../../numba/slices.py:
+// (Ozaki et al. 2012; Ootomo et al. 2024). To the bit, as in ../../numba/cutting.py:
 //
 //   gain = min(top / max|row|, 2^126)    1 for a row of zeros; |N| is at most top, so that s0 fits in a signed byte
 //   N = rint(x gain)                     ties to even

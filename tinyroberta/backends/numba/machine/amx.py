@@ -13,9 +13,10 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
-from .buffers import aligned
-from .compiled import cgutils, intrinsic, types
-from .llvm import FEATURES, I8, I64, X86
+from ..buffers import aligned
+from ..compiled import cgutils, intrinsic, types
+from .emit import I8, I64
+from .features import FEATURES, X86
 
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA, SYS_ARCH_PRCTL = 0x1023, 18, 158
 POINTER = I8.as_pointer()
