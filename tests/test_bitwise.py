@@ -21,7 +21,8 @@ from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import Sequences, Settings, bitwise, load_backend
 from tinyroberta.backends import numpy as reference
 from tinyroberta.config import ACTIVATIONS, CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.family import classes_of
+from tinyroberta.models import CLASSES
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)

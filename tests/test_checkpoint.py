@@ -17,8 +17,8 @@ from torch_writer import put, save, storage, tensor
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.config import CONFIGS
+from tinyroberta.family import classes_of
 from tinyroberta.inspect import inspect
-from tinyroberta.models import classes_of
 from tinyroberta.weights.checkpoint import FORMATS, open_checkpoint, weight_files, weights_of
 from tinyroberta.weights.names import FAMILIES
 from tinyroberta.weights.safetensors import open_tensors

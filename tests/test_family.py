@@ -13,7 +13,8 @@ import safetensors.numpy
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
 from tinyroberta.config import CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.family import classes_of
+from tinyroberta.models import CLASSES
 from tinyroberta.weights.names import FAMILIES
 
 FOLDER = Path(__file__).parent / "golden_family"

@@ -1,6 +1,7 @@
 """RoBERTa-PreLayerNorm without a deep-learning framework."""
 
 from . import terminal  # noqa: F401 - first: in a command it sees to Ctrl-C during the imports below
+from .auto import load
 from .cache import Cache
 from .config import CamembertConfig, RobertaConfig, RobertaPreLayerNormConfig, XLMRobertaConfig, XLMRobertaXLConfig
 from .encoder_decoder import EncoderDecoderModel
@@ -43,7 +44,6 @@ from .models import (
     RobertaPreLayerNormForSequenceClassification,
     RobertaPreLayerNormForTokenClassification,
     RobertaPreLayerNormModel,
-    load,
 )
 
 __version__ = "0.1.0"

@@ -105,8 +105,10 @@ def _positive(text: str) -> int:
 
 def fill_mask(arguments: argparse.Namespace) -> int:
     """Print the likeliest words for the mask in each sentence (<mask>, or as the tokenizer calls it) and their probabilities."""
+    from .auto import class_of
     from .demo import FOLDER
-    from .models import RobertaPreLayerNormForMaskedLM, class_of, classes_of
+    from .family import classes_of
+    from .models import RobertaPreLayerNormForMaskedLM
     from .text.fill_mask import fill_mask as fill
     from .text.tokenizer import load_tokenizer
     from .weights.checkpoint import open_checkpoint

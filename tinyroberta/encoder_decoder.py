@@ -9,21 +9,16 @@ import numpy as np
 
 from . import generation, losses
 from .backends import Array
+from .call import Options, Past
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error, ieee
+from .family import classes_of
 from .inputs import as_array, check_ids, check_integers, on_gpu
-from .keywords import running_of
-from .models import (
-    Options,
-    Past,
-    RobertaPreLayerNormForCausalLM,
-    RobertaPreLayerNormModel,
-    RobertaPreLayerNormPreTrainedModel,
-    Running,
-    classes_of,
-)
+from .keywords import Running, running_of
+from .models import RobertaPreLayerNormForCausalLM, RobertaPreLayerNormModel, RobertaPreLayerNormPreTrainedModel
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
 from .plan import plan
+from .tensors import check_layers
 from .weights import names
 from .weights.checkpoint import Part, Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
@@ -64,7 +59,7 @@ def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
             held[part],
         )  # of the seven: the bare model, the causal language model
         if tied:
-            names.check_layers(config, stored, f"{where} ({part})")
+            check_layers(config, stored, f"{where} ({part})")
             wanted = kind.encoder_shapes(config)
             own, theirs = (
                 names.own_names(held[side], where, names.FAMILIES[config.model_type], wanted) for side in (part, other)

@@ -4,6 +4,7 @@ Nothing differs but model_type: names.FAMILIES says what follows from it, forwar
 """
 
 from .models import (
+    CLASSES,
     RobertaPreLayerNormForCausalLM,
     RobertaPreLayerNormForMaskedLM,
     RobertaPreLayerNormForMultipleChoice,
@@ -11,6 +12,7 @@ from .models import (
     RobertaPreLayerNormForSequenceClassification,
     RobertaPreLayerNormForTokenClassification,
     RobertaPreLayerNormModel,
+    RobertaPreLayerNormPreTrainedModel,
 )
 
 # RoBERTa, post-norm.
@@ -191,3 +193,9 @@ class XLMRobertaXLForQuestionAnswering(RobertaPreLayerNormForQuestionAnswering):
     """Mirrors transformers' XLMRobertaXLForQuestionAnswering."""
 
     model_type = "xlm-roberta-xl"
+
+
+def classes_of(model_type: str) -> list[type[RobertaPreLayerNormPreTrainedModel]]:
+    """The seven classes of a model_type, in the order of CLASSES."""
+    kin = [(cls, *cls.__subclasses__()) for cls in CLASSES.values()]
+    return [next(cls for cls in family if cls.model_type == model_type) for family in kin]
