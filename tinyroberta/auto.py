@@ -6,7 +6,7 @@ from typing import Any, Literal
 from .config import RobertaPreLayerNormConfig, config_of
 from .encoder_decoder import EncoderDecoderModel, is_pair
 from .errors import Error
-from .family import classes_of
+from .family import KIN
 from .keywords import Running, running_of, settings_of
 from .models import RobertaPreLayerNormPreTrainedModel, placed
 from .weights import names
@@ -52,7 +52,7 @@ def class_of(folder: Path, stored: Stored) -> tuple[type[RobertaPreLayerNormPreT
     config = placed(config_of(folder, model_type=lambda: names.model_type_of(stored)), stored)
     if config.model_type not in names.FAMILIES:
         raise Error(f"{folder}: model_type is {config.model_type!r}; this version runs {', '.join(names.FAMILIES)}")
-    classes = {cls.__name__: cls for cls in classes_of(config.model_type)}
+    classes = {cls.__name__: cls for cls in KIN[config.model_type].values()}
     name = (config.architectures or list(classes))[0]
     if name not in classes:
         raise Error(f"{folder}: config.json names the class {name}; for {config.model_type} there are {', '.join(classes)}")
