@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyroberta import Cache, RobertaPreLayerNormConfig
+from tinyroberta import Cache, RobertaPreLayerNormConfig, trace
 from tinyroberta.backends import load_backend
 from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere, mapped
 
@@ -151,3 +151,66 @@ def sliced_product(x: Array, weight: Array, count: int, diagonals: int, coarse: 
     for diagonal in sums[-2::-1]:
         total = diagonal.astype(np.float32) + total * np.float32(1 / 256)
     return total * (row_scale[:, None] * column_scale)
+
+
+def host_arrays(model: Any, output: Any) -> Arrays:
+    """An output's arrays by the path to them, on the host."""
+    part = getattr(model, "decoder", model)
+    return flatten((name, _on_host(part.ops, value)) for name, value in output.items() if name != "past_key_values")
+
+
+def _on_host(ops: Any, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_on_host(ops, x) for x in value)
+    return None if value is None else ops.to_numpy(value)
+
+
+def assert_traced(model: Any, inputs: Arrays, **options: Any) -> Any:
+    """A trace of everything: it changes no bit, of the outputs nor of those with states and probabilities, which it holds too."""
+    plain = host_arrays(model, model(**inputs, **options))
+    both = {"output_hidden_states": True, "output_attentions": True}
+    kept = host_arrays(model, model(**inputs, **both, **options))
+    with trace(model) as seen:
+        assert_equal(host_arrays(model, model(**inputs, **options)), plain)
+    with trace(model) as again:
+        assert_equal(host_arrays(model, model(**inputs, **both, **options)), kept)
+    same = {"*": lambda _, x: x.copy()}
+    with trace(model, [], same) as nothing:
+        assert_equal(host_arrays(model, model(**inputs, **options)), plain)
+    assert not list(nothing)
+    assert set(seen) == set(again) <= set(model.tap_names()) == set(seen.names)
+    left = set(seen.names) - set(seen)  # a cross-attention without a source is passed by
+    assert not {name for name in left if "crossattention" not in name}
+    for call in again.calls:
+        encoder = "encoder_" if call.part == "encoder." else ""
+        _assert_holds(
+            call, kept, encoder, "decoder_" if call.part == "decoder." and "decoder_hidden_states.0" in kept else encoder
+        )
+    return seen
+
+
+def _assert_holds(call: Any, kept: Arrays, encoder: str, own: str) -> None:
+    def name(module: str) -> str:
+        return call.part + module
+
+    layers = sum(name.startswith(f"{own}hidden_states.") for name in kept) - 1
+    final = next((name(x) for x in ("LayerNorm", "encoder.LayerNorm") if name(x) in call.arrays), None)
+    for index in range(layers + 1):
+        module = name("embeddings" if index == 0 else f"encoder.layer.{index - 1}")
+        module = final if final and index == layers else module  # config.tie_last_hidden_states
+        assert_equal({"": call.rows.unpack(call.arrays[module])}, {"": kept[f"{own}hidden_states.{index}"]})
+    for kind, field in (("attention", f"{own}attentions"), ("crossattention", "cross_attentions")):
+        for index in range(layers if kind == "attention" or ("cross_attentions.0" in kept and not encoder) else 0):
+            packed, wanted = call.arrays[name(f"encoder.layer.{index}.{kind}.self.probs")], kept[f"{field}.{index}"]
+            starts = call.rows.sequences.query_start
+            lengths = call.rows.sequences.key_length if kind == "attention" else np.full(len(starts), wanted.shape[3])
+            each = [packed[a:b, :, :n].transpose(1, 0, 2) for a, b, n in zip(starts[:-1], starts[1:], lengths, strict=False)]
+            keys = None if kind == "attention" else wanted.shape[3]
+            assert_equal({"": call.rows.unpack_probabilities(each, keys)}, {"": wanted})
+
+
+def assert_equal(found: Arrays, expected: Arrays) -> None:
+    """Equal names, shapes and numbers."""
+    assert sorted(found) == sorted(expected)
+    for name, x in expected.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name, strict=True)

@@ -346,7 +346,7 @@ def passes(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-BACKEND = [str(TESTS / name) for name in ("test_numba_backend.py", "test_family.py")]
+BACKEND = [str(TESTS / name) for name in ("test_numba_backend.py", "test_family.py", "test_tap.py")]
 
 
 @emulated

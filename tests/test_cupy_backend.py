@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
-from models_for_tests import dense, digits, sliced_product
+from models_for_tests import assert_traced, dense, digits, new_model, sliced_product
 
 import tinyroberta
 import tinyroberta.cli
@@ -33,7 +33,7 @@ from tinyroberta.backends import PRECISIONS, Backend, Sequences, Settings, load_
 from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
 from tinyroberta.config import CONFIGS
-from tinyroberta.models import CLASSES
+from tinyroberta.models import CLASSES, classes_of
 from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
 
@@ -774,6 +774,7 @@ def test_tied_weights_are_moved_once(ops: Any) -> None:
 # f16, where no text can leave its range.
 
 POST_NORM = CONFIGS["roberta"](**fields_of(CONFIG))
+XL = CONFIGS["xlm-roberta-xl"](**fields_of(CONFIG))
 ATTENTION = {"attention.self", "attention.output.dense"}
 FEED_FORWARD = {"intermediate.dense", "output.dense"}
 OWN_NORMS = {"attention.LayerNorm", "intermediate.LayerNorm"}
@@ -1089,6 +1090,82 @@ def missing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None] | Non
             load_backend("cupy")
         monkeypatch.undo()
     return str(told.value)
+
+
+@pytest.mark.parametrize(("precision", "route"), WAYS)
+@pytest.mark.parametrize("config", [CONFIG, POST_NORM, XL])
+def test_a_trace_changes_no_bit(ops: Any, precision: str, route: str, config: RobertaPreLayerNormConfig) -> None:
+    use(ops, route)
+    kind, inputs = classes_of(config.model_type)[2], ragged((3, 40))
+    tensors = new_model(kind, config).tensors
+    model = kind(config, tensors, backend="cupy", matmul_precision=precision)
+    exact = kind(config, tensors, backend="numpy", dtype="float64")
+    seen = assert_traced(model, inputs)
+    with tinyroberta.trace(exact) as expected:
+        exact(**inputs)
+    assert list(seen) == list(expected)
+    for name in expected:
+        assert relative(seen[name], expected[name]) < {"highest": 1e-5, "high": 1e-2, "medium": 6e-2}[precision], name
+
+
+def test_norms_whose_gains_the_weights_took_in_are_shown_as_the_checkpoint_has_them(ops: Any) -> None:
+    use(ops, "sliced")
+    inputs, norm = ragged((3, 40)), "encoder.layer.1.intermediate.LayerNorm"
+    kind = tinyroberta.RobertaPreLayerNormForMaskedLM
+    tensors = new_model(kind, CONFIG).tensors
+    tensors[f"{norm}.weight"][[3, 7]] = 60, -40
+    model, exact = kind(CONFIG, tensors, backend="cupy"), kind(CONFIG, tensors, backend="numpy", dtype="float64")
+    with tinyroberta.trace(model) as seen, tinyroberta.trace(exact) as expected:
+        model(**inputs)
+        exact(**inputs)
+    assert ops.to_numpy(model.weights["encoder"]["layer"]["1"]["intermediate"]["LayerNorm"]["weight"])[3] != 60
+    error = np.abs(seen[norm] - expected[norm]).max(0) / np.abs(expected[norm]).max(0)
+    assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize(("precision", "route"), WAYS)
+def test_a_trace_replaces(ops: Any, precision: str, route: str) -> None:
+    use(ops, route)
+    model, _ = pair("RobertaPreLayerNormForMaskedLM", matmul_precision=precision)
+    one, other = ragged((3, 40)), ragged((3, 40))
+    expected = model(**other).logits.get()
+    with tinyroberta.trace(model) as source:
+        model(**other)
+    for name in ("embeddings", "encoder.layer.0", "LayerNorm", "lm_head"):
+        with tinyroberta.trace(model, [], {name: lambda name, _: source[name]}):
+            np.testing.assert_array_equal(model(**one).logits.get(), expected)
+    for name in model.tap_names():
+        with tinyroberta.trace(model, [name], {name: lambda _, x: 1.5 * x + 0.25 * np.arange(x.shape[-1]) ** 0.5}) as seen:
+            changed = model(**other).logits.get()
+        assert np.isfinite(changed).all()
+        assert not np.array_equal(changed, expected), name
+        with tinyroberta.trace(model, [], {name: lambda name, _, found=seen: found[name]}):
+            assert relative(model(**other).logits.get(), changed) < (1e-4 if precision == "highest" else 1e-2), name
+
+
+def test_a_trace_plays_no_recording_and_leaves_them(ops: Any) -> None:
+    use(ops, "own")
+    model, _ = pair("RobertaPreLayerNormModel")
+    inputs = ragged((3, 40))
+    expected = [model(**inputs).last_hidden_state.get() for _ in range(3)][-1]
+    held = list(model.weights.recordings.items())
+    assert held[0][1] is not None
+    with tinyroberta.trace(model, "LayerNorm") as seen:
+        np.testing.assert_array_equal(model(**inputs).last_hidden_state.get(), expected)
+    assert seen.calls
+    assert list(model.weights.recordings.items()) == held
+    np.testing.assert_array_equal(model(**inputs).last_hidden_state.get(), expected)
+
+
+def test_a_number_past_f16_replaces_all_the_same(ops: Any) -> None:
+    use(ops, "own")
+    model = tinyroberta.RobertaPreLayerNormForMaskedLM(
+        CONFIG, weights_like_trained(CONFIG), backend="cupy", matmul_precision="high"
+    )
+    name = "encoder.layer.0.attention.self.query"
+    with tinyroberta.trace(model, name, {name: lambda _, x: np.where(x == x.max(), 1e5, x)}) as seen:
+        assert np.isfinite(model(**ragged((3, 40))).logits.get()).all()
+    assert seen[name].max() == 1e5
 
 
 def test_a_machine_without_cupy_or_a_gpu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ class Backend(Protocol):
     def linear(
         self, x: Array, weight: Array, bias: Array, activation: Activation | None = None, residual: Array | None = None
     ) -> Array: ...
+    def apart(self, weight: Array) -> bool: ...
     def attention(
         self,
         q: Array,

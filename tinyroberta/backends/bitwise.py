@@ -25,11 +25,12 @@ import numpy as np
 from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
-from .numpy import _threadpoolctl, asarray, attend, embed, recorded, running, to_numpy
+from .numpy import _threadpoolctl, apart, asarray, attend, embed, recorded, running, to_numpy
 from .records import PRODUCTS, WORDS, Activated, Dense, Norm, Normed, Table, each, mapped
 
 __all__ = [
     "activation",
+    "apart",
     "asarray",
     "attention",
     "embed",
@@ -482,7 +483,7 @@ def arrange(
         if isinstance(record, Dense):
             return dense(record)
         if isinstance(record, Norm):
-            weight = kept(record.weight)
+            weight = kept(record.weight)[...]  # an object of its own, by which tap.py knows the norm
             return {"weight": gain(weight) if record.feeds == PRODUCTS else weight, "bias": kept(record.bias)}
         if record.of == WORDS and record.weight.dtype.itemsize == 2:
             return {"weight": record.weight}  # mapped; only the rows that are asked for are widened

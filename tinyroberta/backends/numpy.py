@@ -52,6 +52,11 @@ def linear(
     return y
 
 
+def apart(weight: Array) -> bool:  # noqa: ARG001
+    """Whether `linear` has the bits of its product alone, then `activation`, then the sum with the residual."""
+    return True
+
+
 def attention(
     q: Array,
     k: Array,
@@ -232,7 +237,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     def joined(parts: Sequence[Array]) -> Array:
         if len(parts) == 1:
-            return fit(parts[0])
+            return fit(parts[0])[...]  # an object of its own, by which tap.py knows the layer
         whole = np.concatenate(parts).astype(dtype, copy=False)
         for part in parts:
             release(part)
@@ -244,7 +249,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
         return (
             {"weight": fit(record.weight)}
             if isinstance(record, Table)
-            else {"weight": fit(record.weight), "bias": fit(record.bias)}
+            else {"weight": fit(record.weight)[...], "bias": fit(record.bias)}
         )
 
     return mapped(tree, prepared)

@@ -29,13 +29,14 @@ if not _devices or int(cp.cuda.Device().compute_capability) < 80:
 
 from .attention import attention
 from .device import describe
-from .ops import activation, asarray, embed, layer_norm, linear, to_numpy
+from .ops import activation, apart, asarray, embed, layer_norm, linear, to_numpy
 from .recording import recorded
 from .sequences import running
 from .weights import prepare
 
 __all__ = [
     "activation",
+    "apart",
     "asarray",
     "attention",
     "describe",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cupy as cp
+import numpy as np
 
 from ..bitwise import DEEPEST
 from . import device
@@ -53,6 +54,13 @@ def cut(x: Array) -> list[Cut]:  # (T, K) -> DEEPEST of K at a time
 def empty_cut(rows: int, width: int) -> Cut:
     """Memory for so many rows as digits."""
     return Cut(cp.empty((rows, -(-width // STEP), 3, STEP), DIGITS), cp.empty(rows, FLOAT))
+
+
+def whole(x: Cut) -> Any:  # -> (T, K rounded up to 64) float32
+    """The numbers that cut rows stand for, in NumPy."""
+    digits = x.digits.get().astype(np.float64) / 256.0 ** np.arange(3)[:, None]
+    rows = digits.sum(2).reshape(len(x), -1) * x.scales.get()[:, None]
+    return rows.astype(FLOAT)
 
 
 def digit_product(x: Cut, w: Cut, diagonals: int, bias: Array | None, gelu: bool, residual: Array | None) -> Array:  # -> (M, N)

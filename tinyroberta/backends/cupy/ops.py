@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import Error
 from .. import Activation
 from . import cublaslt
-from .digits import Cut, cut, digit_product, empty_cut
+from .digits import Cut, cut, digit_product, empty_cut, whole
 from .half import UNBOUNDED
 from .launch import BF16, CPP_NAMES, DIGITS, F16, FLOAT, MOST_BLOCKS, Tile, at_once, launch, launch_rows, launch_tiles
 from .weights import Gains, Matrix, Segments, Sliced
@@ -131,6 +131,11 @@ def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, which: int, resi
     return y if fused else elementwise(y, which, residual, y)
 
 
+def apart(weight: Matrix | Sliced) -> bool:  # noqa: ARG001
+    """As the NumPy backend's: kernels and the library round in one and not in two, each where it suits them."""
+    return False
+
+
 def activation(x: Array, name: Activation) -> Array:
     """One of transformers' ACT2FN by name, or any function of an array; raises Error where it changes the shape."""
     return _applied(x, name) if callable(name) else elementwise(cp.ascontiguousarray(x), ACTIVATIONS[name])
@@ -168,8 +173,14 @@ def asarray(x: Any) -> Array:
 
 
 def to_numpy(x: Array) -> Any:
-    """A NumPy array, float32 also where the GPU keeps fewer bits."""
+    """A NumPy array, float32 also where the GPU keeps fewer bits; of a norm's weight its gains.
+
+    Digits are put together again, with zeros behind a row that does not fill them.
+    """
+    if isinstance(x, Cut):
+        return whole(x)
     if isinstance(x, Embedded):
         x = _added(x)
+    x = x.array if isinstance(x, Gains) else x
     x = x.get() if isinstance(x, cp.ndarray) else x
     return x.astype(FLOAT) if x.dtype in (BF16, F16) else x

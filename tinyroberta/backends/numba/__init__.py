@@ -50,6 +50,7 @@ from .threads import limited
 
 __all__ = [
     "activation",
+    "apart",
     "asarray",
     "attention",
     "describe",
@@ -112,6 +113,11 @@ def linear(
         return SLICED[weight.unit](x, weight.panels, weight.scales, weight.cut[1], weight.shape[0], bias, name, residual, **gives)
     product = fma.fma_product if weight.unit == "fma" else blas.blas_product
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
+
+
+def apart(weight: Weight | list[Weight]) -> bool:
+    """As the NumPy backend's: what is handed on as bf16 takes its activation before it is rounded, and a rougher one."""
+    return isinstance(weight, list) or weight.gives == outputs.GIVES_FLOAT32
 
 
 # Products of cut rows by a weight's panels, equal to the bit.
@@ -209,8 +215,8 @@ def asarray(x: Any) -> Array:
 
 
 def to_numpy(x: Any) -> Array:
-    """A NumPy array; rows that were cut are put together again."""
-    return whole_rows(x) if isinstance(x, Cut) else x
+    """A NumPy array; rows that were cut are put together again; of a norm's weight its gains."""
+    return whole_rows(x) if isinstance(x, Cut) else x.weight if isinstance(x, Gain) else x
 
 
 @contextmanager

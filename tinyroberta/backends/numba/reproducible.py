@@ -5,11 +5,12 @@ Weights are prepared for products of digits, and attention rounds every product;
 
 from .. import Sequences
 from ..bitwise import relative
-from . import Array, activation, asarray, embed, layer_norm, linear, prepare, recorded, running, to_numpy
+from . import Array, activation, apart, asarray, embed, layer_norm, linear, prepare, recorded, running, to_numpy
 from .attention import float32
 
 __all__ = [
     "activation",
+    "apart",
     "asarray",
     "attention",
     "embed",
