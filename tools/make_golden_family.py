@@ -16,12 +16,12 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
+from tinyroberta.family import OWN
+from tinyroberta.heads import HEADS
+from tinyroberta.weights import names
+
 FOLDER = Path(__file__).parent.parent / "tests" / "golden_family"
-FAMILIES = ("Roberta", "XLMRoberta", "Camembert", "XLMRobertaXL")
-HEADS = (
-    "Model", "ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification",
-    "ForQuestionAnswering",
-)  # fmt: skip
+FAMILIES = tuple(family.classes for model_type, family in names.FAMILIES.items() if model_type != OWN)
 SHAPE = {
     "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20, "vocab_size": 31, "max_position_embeddings": 20,
     "type_vocab_size": 2, "attn_implementation": "eager",
