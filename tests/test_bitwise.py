@@ -18,9 +18,9 @@ from test_numpy_backend import exact_activation
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Sequences, Settings, bitwise, load_backend
+from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise, load_backend
 from tinyroberta.backends import numpy as reference
-from tinyroberta.config import ACTIVATIONS, CONFIGS
+from tinyroberta.config import CONFIGS
 from tinyroberta.family import KIN
 from tinyroberta.models import CLASSES
 
@@ -96,7 +96,7 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     assert np.max(np.abs(bitwise.log1p(x) / np.log1p(x.astype(float)) - 1)) < 2.5e-7
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activation(name: str) -> None:
     x = np.concatenate([np.linspace(-8, 8, 40_000), np.linspace(-1e-3, 1e-3, 100), [0.0, -0.0, 30, -30]]).astype(np.float32)
     y = bitwise.activation(x, name)
@@ -209,7 +209,7 @@ def test_relative_scores() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_numba_activations(name: str) -> None:
     random = np.random.default_rng()
     every = (np.arange(512, dtype=np.uint32)[:, None] << 23) + random.integers(0, 2**23, (512, 300), np.uint32)
@@ -243,7 +243,7 @@ def test_numba_layer_norm_and_cut(tokens: int) -> None:
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_numba_linear(tokens: int, precision: str) -> None:
     random = np.random.default_rng()
