@@ -33,7 +33,8 @@ from tinyroberta.backends import PRECISIONS, Backend, Sequences, Settings, load_
 from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
 from tinyroberta.config import CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.family import KIN
+from tinyroberta.models import CLASSES
 from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
 
@@ -1096,7 +1097,7 @@ def missing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None] | Non
 @pytest.mark.parametrize("config", [CONFIG, POST_NORM, XL])
 def test_a_trace_changes_no_bit(ops: Any, precision: str, route: str, config: RobertaPreLayerNormConfig) -> None:
     use(ops, route)
-    kind, inputs = classes_of(config.model_type)[2], ragged((3, 40))
+    kind, inputs = KIN[config.model_type]["ForMaskedLM"], ragged((3, 40))
     tensors = new_model(kind, config).tensors
     model = kind(config, tensors, backend="cupy", matmul_precision=precision)
     exact = kind(config, tensors, backend="numpy", dtype="float64")

@@ -17,10 +17,13 @@ from .inputs import (
     arrange,
     check_ids,
     check_numbers,
+    check_texts,
     check_vectors,
     even,
     kept_layers,
+    packed_position_ids,
     position_ids_of,
+    ragged,
 )
 from .weights.names import FAMILIES
 
@@ -99,19 +102,12 @@ def prepare(config: Config, ops: Backend, dtype: Any, given: Given, options: Opt
     rows = arrange(mask, shape, place, causal=config.is_decoder, whole=whole, skip=skip, dtype=dtype)
     states = kept_layers(options.get("output_hidden_states"), config.output_hidden_states, config.num_hidden_layers + 1)
     probs = options.get("output_attentions")
-    call = forward.Call(
-        eps=config.layer_norm_eps,
-        head_size=config.head_size,
-        hidden_act=config.hidden_act,
-        position_embedding_type=config.position_embedding_type,
-        sequences=rows.sequences,
+    call = _call(config, rows)._replace(
         bias=None if rows.bias is None else ops.asarray(rows.bias),
         head_mask=None if head_masks is None else [ops.asarray(mask) for mask in head_masks],
-        pre_norm=FAMILIES[config.model_type].pre_norm,
         probs=config.output_attentions if probs is None else bool(probs),
         states=bool(states),
         cache=cache,
-        chunk=config.chunk_size_feed_forward * shape[0],
     )
     if source is not None:
         keys = even(*shape, source.shape[1], False, cache is not None)._replace(query_start=rows.sequences.query_start)
@@ -121,6 +117,35 @@ def prepare(config: Config, ops: Backend, dtype: Any, given: Given, options: Opt
     packed = None if relative else rows.pack(positions)
     plain = ids is not None and not relative and _plain(call)
     return Ready(rows, call, rows.pack(tokens), packed, rows.pack(types), states, returned, length, plain)
+
+
+def prepare_ragged(config: Config, ops: Backend, dtype: Any, texts: Sequence[Any]) -> Ready:
+    """Texts, a list of lists of ids, of any lengths: what `prepare` makes of them padded on the right, without the padding.
+
+    Nothing but the last hidden state is kept, and no cache. Raises Error on no text, on a text of no token, or as `prepare`.
+    """
+    ids, lengths = check_texts(texts, config.vocab_size)
+    rows = ragged(lengths, config.is_decoder)
+    if config.position_embedding_type != "absolute":  # which only the whole route knows
+        padded, mask = np.full(rows.shape, config.pad_token_id or 0), rows.unpack(np.ones_like(ids))
+        padded[mask == 1] = ids
+        options = Options(output_attentions=False, output_hidden_states=False)
+        return prepare(config, ops, dtype, Given(padded, mask, None, None, None, None, use_cache=False), options, False)
+    call = _call(config, rows)
+    return Ready(rows, call, ids, packed_position_ids(ids, lengths, config), np.zeros_like(ids), set(), None, None, _plain(call))
+
+
+def _call(config: Config, rows: Rows) -> forward.Call:
+    """What a configuration and the rows fix."""
+    return forward.Call(
+        eps=config.layer_norm_eps,
+        head_size=config.head_size,
+        hidden_act=config.hidden_act,
+        position_embedding_type=config.position_embedding_type,
+        sequences=rows.sequences,
+        pre_norm=FAMILIES[config.model_type].pre_norm,
+        chunk=config.chunk_size_feed_forward * rows.shape[0],
+    )
 
 
 def _plain(call: forward.Call) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import forward, generation, surgery, tap
 from .backends import Array, Backend, Sequences, load_backend
-from .call import Given, Options, Past, Ready, kept_fields, prepare
+from .call import Given, Options, Past, Ready, kept_fields, prepare, prepare_ragged
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error, ieee
 from .heads import HEADS, Encoded, Head
@@ -237,6 +237,12 @@ class RobertaPreLayerNormPreTrainedModel:
         output = head.output(**fields, **kept_fields(ready, encoded, head.output.__dataclass_fields__))
         as_output = options.get("return_dict")
         return output if (config.return_dict if as_output is None else as_output) else output.to_tuple()
+
+    @ieee
+    def _encode_ragged(self, texts: Sequence[Any]) -> Encoded:
+        """Lists of ids of any lengths -> the encoder's rows (T, D), with no padding; Rows unpacks them, or takes their means."""
+        ready = prepare_ragged(self.config, self.ops, np.dtype(self.settings.dtype), texts)
+        return Encoded(self.weights, ready.rows, self._encode(ready).last, self.config.layer_norm_eps)
 
     def _encode(self, ready: Ready) -> forward.Encoded:
         """The encoder on the rows of a call."""
