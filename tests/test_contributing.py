@@ -1,5 +1,6 @@
 """CONTRIBUTING.md's table is true: what it tells to touch for an addition is enough, in a copy in which just that is added."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import safetensors.numpy
+
+from tinyroberta.family import OWN, named
+from tinyroberta.heads import HEADS
+from tinyroberta.weights.names import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 # `| an activation | `tinyroberta/file.py` | what in it |`, the first cell empty where the addition is the row's above
@@ -25,6 +31,15 @@ def table() -> dict[str, set[str]]:
     return files
 
 
+class Golden(NamedTuple):
+    """Golden files of a class that computes what another does, so that they are the other's but for names."""
+
+    name: str
+    model_type: str
+    like: str
+    begin: tuple[str, str]  # how some tensors' names begin in the other's file, and in this one
+
+
 class Addition(NamedTuple):
     """One of a kind: by file what is inserted, each text before a place that the file has once, or all of a file that is new;
     and the part of the suite that covers it: files of tests, what their names have, how many there are at least.
@@ -35,6 +50,14 @@ class Addition(NamedTuple):
     named: str
     least: int
     needs: tuple[str, ...] = ()  # what else of tests/ they read
+    golden: tuple["Golden", ...] = ()
+    written: tuple[str, ...] = ()  # the tool that writes the rest, and what it writes
+
+    @property
+    def touched(self) -> set[str]:
+        """The files that the table must name, and no other."""
+        golden = {"tests/golden_family/CLASS/"} if self.golden else set()
+        return {*self.inserted, *self.written[1:]} | golden
 
 
 ACTIVATION = Addition(
@@ -146,41 +169,170 @@ LEVEL = Addition(
     ("cuda_on_cpu", "golden", "test_golden.py", "test_numpy_backend.py"),
 )
 
-ADDITIONS = {"an activation": ACTIVATION, "a weight format": FORMAT, "a precision level": LEVEL}
+STUB = ("tools/make_stub.py", "tinyroberta/family.pyi")
+
+HEAD = Addition(
+    {
+        "tinyroberta/heads.py": [
+            (
+                "def spans(",
+                '''def tags(ops: Backend, x: Encoded) -> Fields:
+    """A score for every tag of every token, (B, S, tags)."""
+    return {"logits": x.rows.unpack(ops.linear(x.last, **x.weights["tagger"]))}
+
+
+''',
+            ),
+            (
+                '    "ForQuestionAnswering": ',
+                """    "ForTagging": Head(
+        outputs.TokenClassifierOutput,
+        tags,
+        lambda config: dense("tagger", config.num_labels or 0, config.hidden_size),
+        loss=losses.token_classification,
+    ),
+""",
+            ),
+        ],
+        "tinyroberta/models.py": [
+            (
+                "class RobertaPreLayerNormForQuestionAnswering(",
+                '''class RobertaPreLayerNormForTagging(RobertaPreLayerNormPreTrainedModel):
+    """An encoder with tags for every token."""
+
+    head = HEADS["ForTagging"]
+
+    @ieee
+    def __call__(
+        self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
+        head_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **options: Unpack[Options],
+    ) -> TokenClassifierOutput:  # fmt: skip
+        """ids (B, S) -> logits (B, S, tags), loss with labels."""
+        given = Given(input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self._answer(given, options, labels)
+
+
+''',
+            ),
+            ("        RobertaPreLayerNormForQuestionAnswering,\n", "        RobertaPreLayerNormForTagging,\n"),
+        ],
+        "tinyroberta/weights/names.py": [(', "qa_outputs")', ', "tagger"')],
+    },
+    ["test_family.py"],
+    "stub or seven or (Tagging and (saving or (equals and not numba)))",
+    12,
+    golden=tuple(
+        Golden(named(kind, "ForTagging"), kind, named(kind, "ForTokenClassification"), ("classifier.", "tagger."))
+        for kind in FAMILIES
+        if kind != OWN
+    ),
+    written=STUB,
+)
+
+FAMILY = Addition(
+    {
+        "tinyroberta/weights/names.py": [('    "camembert": Family', '    "newberta": Family("NewBERTa", "new."),\n')],
+        "tinyroberta/config.py": [
+            (
+                "CONFIGS: dict",
+                '''@dataclass(frozen=True)
+class NewBERTaConfig(RobertaPreLayerNormConfig):
+    """What a NewBERTa model is."""
+
+    model_type: str = "newberta"
+
+
+''',
+            ),
+            (", XLMRobertaXLConfig)\n}", ", NewBERTaConfig"),
+        ],
+        "tinyroberta/__init__.py": [
+            (", RobertaPreLayerNormConfig,", ", NewBERTaConfig"),
+            ('    "RobertaConfig",', '    "NewBERTaConfig",\n'),
+        ],
+    },
+    ["test_family.py"],
+    "stub or seven or public or (NewBERTa and (saving or (equals and not numba)))",
+    25,
+    golden=tuple(Golden(f"NewBERTa{head}", "newberta", named("roberta", head), ("roberta.", "new.")) for head in HEADS),
+    written=STUB,
+)
+
+ADDITIONS = {
+    "a head": HEAD,
+    "an activation": ACTIVATION,
+    "a weight format": FORMAT,
+    "a precision level": LEVEL,
+    "a family": FAMILY,
+}
 
 
 def test_every_addition_of_the_table_is_tried() -> None:
-    named = {what: {file.replace("FORMAT", "npz") for file in files} for what, files in table().items()}
-    assert named == {what: set(addition.inserted) for what, addition in ADDITIONS.items()}
+    told = {what: {file.replace("FORMAT", "npz") for file in files} for what, files in table().items()}
+    assert told == {what: addition.touched for what, addition in ADDITIONS.items()}
 
 
 @pytest.mark.parametrize("what", ADDITIONS)
 def test_what_the_table_names_is_enough(what: str, tmp_path: Path) -> None:
     pytest.importorskip("numba")
     addition = ADDITIONS[what]
-    shutil.copytree(ROOT / "tinyroberta", tmp_path / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo"))
-    (tmp_path / "tests").mkdir()
+    copy(addition, tmp_path)
+    for file, texts in addition.inserted.items():
+        insert(tmp_path / file, texts)
+    for entry in addition.golden:
+        write_golden(tmp_path / "tests" / "golden_family", entry)
+    if addition.written:
+        (tmp_path / "tools").mkdir()
+        run(tmp_path, str(shutil.copy(ROOT / addition.written[0], tmp_path / "tools")))
+    printed = run(tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", addition.named, *addition.files)
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed
+    assert int(passed[1]) >= addition.least, printed
+
+
+def copy(addition: Addition, to: Path) -> None:
+    """The package and the tests that an addition needs, in another place."""
+    shutil.copytree(ROOT / "tinyroberta", to / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo"))
+    (to / "tests").mkdir()
     for name in {"models_for_tests.py", *addition.files, *addition.needs}:
         if (held := ROOT / "tests" / name).is_dir():
-            (tmp_path / "tests" / name).symlink_to(held)
-        elif held.is_file():
-            shutil.copy(held, tmp_path / "tests")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for file, texts in addition.inserted.items():
-        path = tmp_path / file
-        if isinstance(texts, str):
-            assert not path.exists()
-            path.write_text(texts, encoding="utf-8")
-            continue
-        for place, text in texts:
-            content = path.read_text(encoding="utf-8")
-            assert content.count(place) == 1, (file, place)
-            path.write_text(content.replace(place, text + place), encoding="utf-8")
-    given = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kernels"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", addition.named]
-    command += [f"tests/{file}" for file in addition.files]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | given, capture_output=True, text=True, check=False)
-    passed = re.search(r"(\d+) passed", done.stdout)
+            (to / "tests" / name).symlink_to(held)
+        elif held.is_file():  # and not what the addition brings
+            shutil.copy(held, to / "tests")
+    if addition.golden:
+        shutil.copytree(ROOT / "tests" / "golden_family", to / "tests" / "golden_family")
+    shutil.copy(ROOT / "pyproject.toml", to)
+
+
+def insert(path: Path, texts: list[tuple[str, str]] | str) -> None:
+    """Write a new file, or texts into one that there is."""
+    if isinstance(texts, str):
+        assert not path.exists()
+        path.write_text(texts, encoding="utf-8")
+        return
+    for place, text in texts:
+        content = path.read_text(encoding="utf-8")
+        assert content.count(place) == 1, (path, place)
+        path.write_text(content.replace(place, text + place), encoding="utf-8")
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """The other class's files under this one's names."""
+    shutil.copytree(folder / golden.like, folder / golden.name)
+    config = json.loads((folder / golden.like / "config.json").read_text())
+    config |= {"architectures": [golden.name], "model_type": golden.model_type}
+    (folder / golden.name / "config.json").write_text(json.dumps(config))
+    theirs, ours = golden.begin
+    tensors = safetensors.numpy.load_file(folder / golden.like / "model.safetensors")
+    tensors = {ours + name.removeprefix(theirs) if name.startswith(theirs) else name: x for name, x in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / golden.name / "model.safetensors", {"format": "pt"})
+
+
+def run(where: Path, *command: str) -> str:
+    """What Python prints in a copy."""
+    given = {"PYTHONPATH": str(where), "NUMBA_CACHE_DIR": str(where / "kernels"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=where / "tests", env=os.environ | given, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert passed
-    assert int(passed[1]) >= addition.least, done.stdout
+    return done.stdout

@@ -86,6 +86,13 @@ def test_every_family_has_the_seven_classes() -> None:
     assert set(NAMES) == set(tinyroberta.family.__all__) - set(CLASSES)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_configuration_of_a_family_is_public(model_type: str) -> None:
+    name = f"{FAMILIES[model_type].classes}Config"
+    assert name in tinyroberta.__all__
+    assert getattr(tinyroberta, name) is CONFIGS[model_type]
+
+
 def test_the_stub_that_type_checkers_read_is_current() -> None:
     tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "make_stub.py"))
     assert tool["STUB"].read_text() == tool["stub"](), "run tools/make_stub.py"
@@ -109,7 +116,7 @@ def test_a_class_made_from_the_tables_is_as_good_as_one_written_out(name: str) -
 
 @every_model
 def test_saving_writes_hugging_faces_names(name: str, tmp_path: Path) -> None:
-    model = tinyroberta.load(FOLDER / name)
+    model = tinyroberta.load(FOLDER / name, "numpy")
     model.save_pretrained(tmp_path)
     theirs = safetensors.numpy.load_file(FOLDER / name / "model.safetensors")
     ours = safetensors.numpy.load_file(tmp_path / "model.safetensors")
