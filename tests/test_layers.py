@@ -16,8 +16,8 @@ LAYERS = (
     ("errors", "terminal"),
     ("progress",),
     ("weights",),  # files, and the names in them
-    ("config",),
-    ("backends", "losses", "outputs"),
+    ("backends",),  # which know no configuration; it knows the activations that they have
+    ("config", "losses", "outputs"),
     ("keywords", "inputs", "tensors", "plan"),
     ("cache", "surgery"),
     ("forward", "generation"),
