@@ -22,6 +22,7 @@ from tinyroberta.config import CONFIGS
 from tinyroberta.family import KIN
 from tinyroberta.heads import HEADS
 from tinyroberta.models import CLASSES
+from tinyroberta.text.special_tokens import CLASS_OF_MODEL, KINDS
 from tinyroberta.weights.names import FAMILIES
 
 FOLDER = Path(__file__).parent / "golden_family"
@@ -91,6 +92,11 @@ def test_the_configuration_of_a_family_is_public(model_type: str) -> None:
     name = f"{FAMILIES[model_type].classes}Config"
     assert name in tinyroberta.__all__
     assert getattr(tinyroberta, name) is CONFIGS[model_type]
+
+
+def test_every_family_has_its_tokenizer() -> None:
+    assert set(FAMILIES) <= set(CLASS_OF_MODEL)
+    assert set(CLASS_OF_MODEL.values()) <= set(KINDS)
 
 
 def test_the_stub_that_type_checkers_read_is_current() -> None:
