@@ -21,7 +21,7 @@ LAYERS = (
     ("keywords", "inputs", "tensors", "plan"),
     ("cache", "surgery"),
     ("forward", "generation"),
-    ("heads", "call"),
+    ("heads", "call", "tap"),
     ("models",),
     ("family",),
     ("encoder_decoder",),
