@@ -125,7 +125,7 @@ def test_a_texts_mean_does_not_depend_on_its_padding(reproducible: bool) -> None
         given = Given(ids, mask, None, None, None, None)
         ready = prepare(model.config, model.ops, np.dtype("float32"), given, {}, False)
         assert bool((ready.rows.attended is not None) == left)
-        found = ready.rows.mean(model._encode(ready).last)
+        found = ready.rows.mean(model._encode(model.ops, ready).last)
         np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
         assert not reproducible or np.array_equal(found, alone)
 

@@ -102,7 +102,9 @@ def prepare(config: Config, ops: Backend, dtype: Any, given: Given, options: Opt
     rows = arrange(mask, shape, place, causal=config.is_decoder, whole=whole, skip=skip, dtype=dtype)
     states = kept_layers(options.get("output_hidden_states"), config.output_hidden_states, config.num_hidden_layers + 1)
     probs = options.get("output_attentions")
-    call = _call(config, rows)._replace(
+    call = _call(
+        config,
+        rows,
         bias=None if rows.bias is None else ops.asarray(rows.bias),
         head_mask=None if head_masks is None else [ops.asarray(mask) for mask in head_masks],
         probs=config.output_attentions if probs is None else bool(probs),
@@ -135,8 +137,8 @@ def prepare_ragged(config: Config, ops: Backend, dtype: Any, texts: Sequence[Any
     return Ready(rows, call, ids, packed_position_ids(ids, lengths, config), np.zeros_like(ids), set(), None, None, _plain(call))
 
 
-def _call(config: Config, rows: Rows) -> forward.Call:
-    """What a configuration and the rows fix."""
+def _call(config: Config, rows: Rows, **more: Any) -> forward.Call:
+    """What a configuration and the rows fix, and more."""
     return forward.Call(
         eps=config.layer_norm_eps,
         head_size=config.head_size,
@@ -145,20 +147,21 @@ def _call(config: Config, rows: Rows) -> forward.Call:
         sequences=rows.sequences,
         pre_norm=FAMILIES[config.model_type].pre_norm,
         chunk=config.chunk_size_feed_forward * rows.shape[0],
+        **more,
     )
 
 
 def _plain(call: forward.Call) -> bool:
     """Whether nothing but the last hidden state is asked for, and nothing but rows and their sequences goes in."""
     more = call.probs or call.states or call.chunk or not isinstance(call.hidden_act, str)
-    return not more and all(extra is None for extra in (call.bias, call.head_mask, call.cache, call.source))
+    return not more and call.bias is None and call.head_mask is None and call.cache is None and call.source is None
 
 
 def _skips(options: Options) -> bool:
     padding = options.get("padding", "skip")
     if padding not in ("skip", "compute"):
         raise Error(f'padding is {padding!r}; it must be "skip" or "compute"')
-    if unknown := set(options) - OPTIONS:
+    if unknown := options.keys() - OPTIONS:
         raise Error(f"unknown argument {', '.join(sorted(unknown))}")
     return padding == "skip"
 

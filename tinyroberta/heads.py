@@ -13,7 +13,7 @@ from . import forward, losses, outputs
 from .backends import Array, Backend
 from .config import RobertaPreLayerNormConfig
 from .errors import Error
-from .inputs import Rows, take_places
+from .inputs import Rows, as_array, take_places
 from .tensors import dense, norm
 from .weights.names import Shape
 
@@ -42,10 +42,10 @@ def bare(ops: Backend, x: Encoded) -> Fields:
     return {"last_hidden_state": x.rows.unpack(x.last), "pooler_output": pooled}
 
 
-def words(ops: Backend, x: Encoded, places: Array) -> Fields:
+def words(ops: Backend, x: Encoded, places: Array | None) -> Fields:
     """A score for every word of the vocabulary at every place, (B, S, V), or at those that logits_to_keep asks for."""
     head = x.weights["lm_head"]
-    if keeps_all(places):
+    if places is None:
         return {"logits": x.rows.unpack(forward.lm_head(ops, x.last, x.eps, **head))}
     computed = take_places(x.rows.unpack(np.ones((len(x.last), 1), bool)), places)
     kept = take_places(x.rows.unpack(x.last), places)
@@ -79,16 +79,17 @@ def spans(ops: Backend, x: Encoded) -> Fields:
 # What they refuse, and before a cache is written to.
 
 
-def keeps_all(places: Array) -> bool:
-    """Whether logits_to_keep asks for every place."""
-    return places.ndim == 0 and not places
+def places_of(logits_to_keep: Any) -> Array | None:
+    """The places that logits_to_keep asks for; None where it is 0, which asks for all."""
+    places = as_array(logits_to_keep, "logits_to_keep")
+    return places if places.ndim or places else None
 
 
-def check_words(shape: tuple[int, int], labels: tuple[Array, ...], places: Array) -> None:
+def check_words(shape: tuple[int, int], labels: tuple[Array, ...], places: Array | None) -> None:
     """Raise Error on labels of another shape than (B, S), and on places that are not there."""
     for given in labels:
         losses.check_labels(given, shape)
-    if not keeps_all(places):
+    if places is not None:
         take_places(np.empty((*shape, 1)), places)
 
 

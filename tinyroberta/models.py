@@ -18,7 +18,7 @@ from .backends import Array, Backend, Sequences, load_backend
 from .call import Given, Options, Past, Ready, kept_fields, prepare, prepare_ragged
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error, ieee
-from .heads import HEADS, Encoded, Head
+from .heads import HEADS, Encoded, Head, places_of
 from .inputs import as_array
 from .keywords import Running, running_of, settings_of
 from .outputs import (
@@ -228,7 +228,7 @@ class RobertaPreLayerNormPreTrainedModel:
         ready = prepare(config, ops, np.dtype(self.settings.dtype), given, options, labelled)
         wanted = tuple(as_array(x, name) for x, name in zip(labels, head.labels, strict=True)) if labelled else ()
         head.check_call(ready.rows.shape, wanted, **asked)
-        encoded = self._encode(ready)
+        encoded = self._encode(ops, ready)
         with ops.running(self.settings):
             fields = head.compute(ops, Encoded(self.weights, ready.rows, encoded.last, config.layer_norm_eps), **asked)
         if labelled and head.loss is not None:
@@ -241,12 +241,13 @@ class RobertaPreLayerNormPreTrainedModel:
     @ieee
     def _encode_ragged(self, texts: Sequence[Any]) -> Encoded:
         """Lists of ids of any lengths -> the encoder's rows (T, D), with no padding; Rows unpacks them, or takes their means."""
-        ready = prepare_ragged(self.config, self.ops, np.dtype(self.settings.dtype), texts)
-        return Encoded(self.weights, ready.rows, self._encode(ready).last, self.config.layer_norm_eps)
+        ops = self.ops
+        ready = prepare_ragged(self.config, ops, np.dtype(self.settings.dtype), texts)
+        return Encoded(self.weights, ready.rows, self._encode(ops, ready).last, self.config.layer_norm_eps)
 
-    def _encode(self, ready: Ready) -> forward.Encoded:
+    def _encode(self, ops: Backend, ready: Ready) -> forward.Encoded:
         """The encoder on the rows of a call."""
-        ops, call, weights = self.ops, ready.call, self.weights
+        call, weights = ready.call, self.weights
         tap.begin(ops, ready.rows)
 
         def encode(tokens: Array, positions: Array | None, types: Array, sequences: Sequences) -> forward.Encoded:
@@ -255,10 +256,11 @@ class RobertaPreLayerNormPreTrainedModel:
             layers, norm = weights["encoder"]["layer"], weights.get("LayerNorm")
             return forward.encode(ops, x, call._replace(sequences=sequences), layer=layers, LayerNorm=norm)
 
-        rows = (ready.tokens, ready.positions, ready.token_types, call.sequences)
+        sequences = call.sequences
+        rows = (ready.tokens, ready.positions, ready.token_types, sequences)
         with ops.running(self.settings):
             if ready.plain:
-                fixed = tuple(x for x in call if x is not call.sequences)
+                fixed = tuple(x for x in call if x is not sequences)
                 last = ops.recorded(lambda *rows: encode(*rows).last, weights, call.head_size, fixed)(*rows)
                 return forward.Encoded(last, [], [], [])
             encoded = encode(*rows)
@@ -326,7 +328,7 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             encoder_hidden_states, encoder_attention_mask, past_key_values, False if labels is not None else use_cache,
         )  # fmt: skip
-        return self._answer(given, options, labels, places=as_array(logits_to_keep, "logits_to_keep"))
+        return self._answer(given, options, labels, places=places_of(logits_to_keep))
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Prompts (B, S) continued, as ids; the arguments are those of generation.generate, their defaults the checkpoint's own.
@@ -357,7 +359,7 @@ class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             encoder_hidden_states, encoder_attention_mask, use_cache=False,
         )  # fmt: skip
-        return self._answer(given, options, labels, places=as_array(logits_to_keep, "logits_to_keep"))
+        return self._answer(given, options, labels, places=places_of(logits_to_keep))
 
 
 class RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormPreTrainedModel):
