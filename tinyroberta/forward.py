@@ -2,8 +2,8 @@
 
 Shapes: B sequences of S tokens; T tokens packed, all sequences one after another; D the model's width, H heads of width
 d, V words. `ops` is a backend: its module says what linear, layer_norm and attention compute. The weights keep the names of the
-checkpoint, so that a nested dict of them is a function's signature: `block(..., **layer)`; only a layer's query, key and value
-have become one, `qkv`, when the backend prepared them. `call` holds what does not change from layer to layer.
+checkpoint, so that a nested dict of them is a function's signature: `block(..., **layer)`; only self-attention's query, key and
+value have become one dense layer, `qkv` (plan.py). `call` holds what does not change from layer to layer.
 
     x = embed(ids)                                       a vector for every token
     for each layer:   x = x + attention(norm(x))         tokens read each other
@@ -112,7 +112,7 @@ def post_norm_block(
 def self_attention(
     ops: Backend, h: Array, call: Call, index: int, kept: Kept, own: Weights, output: Weights, residual: Array
 ) -> Array:  # (T, D) x2 -> (T, D)
-    """Every token asks (q), is asked (k) and answers (v); what is added are the answers, weighed by how well q meets k."""
+    """Every token asks (q), is asked (k) and answers (v); it gets the mean of the answers, weighed by how its q meets each k."""
     q, k, v = thirds(ops.linear(h, **own["qkv"]))
     heads = q.shape[-1] // call.head_size
     if call.cache is not None:
@@ -152,7 +152,7 @@ def cross_attention(
 def feed_forward(
     ops: Backend, h: Array, call: Call, inner: Weights, outer: Weights, residual: Array
 ) -> Array:  # (T, D) x2 -> (T, I) -> (T, D)
-    """Each token for itself: wider, bent by the activation, back, and added."""
+    """Each token for itself: to a larger width I, through the activation, back to D, and added to `residual`."""
     if 0 < call.chunk < len(residual):
         chunks = [slice(start, start + call.chunk) for start in range(0, len(residual), call.chunk)]
         return np.concatenate([feed_forward(ops, h[c], call, inner, outer, residual[c]) for c in chunks])
@@ -168,7 +168,7 @@ def encode(
     kept = Kept([x] if call.states else [], [], [])
     for index, weights in enumerate(layer.values()):
         x = block(ops, x, call, index, kept, **weights)
-        if call.states:  # not normed; models.py puts `last` in the place of the last one, as transformers 5 does
+        if call.states:  # before the final norm; models.py puts `last` for the last one if config.tie_last_hidden_states
             kept.hidden_states.append(x)
     return Encoded(x if LayerNorm is None else ops.layer_norm(x, **LayerNorm, eps=call.eps), *kept)
 
@@ -177,7 +177,7 @@ def encode(
 
 
 def pool(ops: Backend, first: Array, *, dense: Weights) -> Array:  # (B, D) -> (B, D)
-    """One vector a sequence, from its first token."""
+    """One vector a sequence, from its position 0: its first token, or padding that stands on the left."""
     return ops.linear(first, **dense, activation="tanh")
 
 
@@ -190,7 +190,7 @@ def lm_head(
 
 
 def classification_head(ops: Backend, first: Array, *, dense: Weights, out_proj: Weights) -> Array:  # (B, D) -> (B, labels)
-    """A score for every label, from the first token."""
+    """A score for every label, from the row that `pool` reads."""
     return ops.linear(ops.linear(first, **dense, activation="tanh"), **out_proj)
 
 
@@ -198,6 +198,7 @@ def classification_head(ops: Backend, first: Array, *, dense: Weights, out_proj:
 
 
 def thirds(qkv: Array) -> tuple[Array, Array, Array]:  # (T, 3 D) -> (T, D) x3
+    """Queries, keys and values, which stand side by side."""
     width = qkv.shape[-1] // 3
     return qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
 
@@ -205,10 +206,10 @@ def thirds(qkv: Array) -> tuple[Array, Array, Array]:  # (T, 3 D) -> (T, D) x3
 def relative_bias(
     ops: Backend, q: Array, k: Array, call: Call, heads: int, table: Array
 ) -> Array:  # (B Sq, D), keys -> (B, H, Sq, Sk)
-    """Scores from how far a key is before its query: q (and k) against a vector for each distance.
+    """What is added to the score of a query and a key for their distance: q (and k) times the vector of that distance.
 
-    Shaw et al. 2018, Huang et al. 2020. Queries stand after the Sk - Sq keys of a cache. (transformers takes the last query's
-    distances for all of them there: a bug.)
+    Shaw et al. 2018, Huang et al. 2020. The queries stand after the Sk - Sq keys that a cache holds. (There transformers takes
+    the last query's distances for all queries: a bug.)
     """
     B, d = len(call.sequences.key_start), call.head_size
     q = q.reshape(B, -1, heads, d).transpose(0, 2, 1, 3)

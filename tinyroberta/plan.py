@@ -1,8 +1,9 @@
 """What each weight is for: one walk over a model's tree of weights, which says so once, in the order of forward.py.
 
-A leaf of the checkpoint's tree, {"weight": ..., "bias": ...}, becomes a record of backends/records.py: a dense layer that knows
-what its rows come out of and who reads its result, a norm, a table. So a backend prepares weights by their roles, and knows no
-name of a layer, a head or a tensor. The names stay the tree's; only a layer's query, key and value become one layer, `qkv`.
+A leaf of the checkpoint's tree, {"weight": ..., "bias": ...}, becomes a record of backends/records.py: a norm, a table, or a
+dense layer, which says what makes the rows that it multiplies and who reads its result. So a backend prepares weights by their
+roles, and knows no name of a layer, a head or a tensor. The names stay the tree's; only self-attention's query, key and value
+become one dense layer, `qkv`.
 """
 
 import itertools
@@ -67,10 +68,10 @@ def _embeddings(branch: Tree, sublayer: int) -> tuple[Tree, Source]:
 
 
 def _layer(branch: Tree, stream: Source, sublayers: Any) -> tuple[Tree, Source]:
-    """A layer, and what the stream of rows comes out of after it: norms where they stand behind the sublayers."""
+    """A layer, and what makes the stream of rows behind it: a norm in a post-norm model, else a sum (Elsewhere)."""
     planned: Tree = {}
     planned["attention"], stream = _attention(branch["attention"], stream, next(sublayers))
-    if "crossattention" in branch:  # the rows pass by it where a call gives no source
+    if "crossattention" in branch:  # a call without a source skips it, so its norm or the one before makes the stream
         planned["crossattention"], crossed = _cross_attention(branch["crossattention"], stream, next(sublayers))
         stream = (
             Normed((*stream.norms, *crossed.norms)) if isinstance(stream, Normed) and isinstance(crossed, Normed) else crossed
@@ -95,7 +96,7 @@ def _attention(branch: Tree, stream: Source, sublayer: int) -> tuple[Tree, Sourc
 
 
 def _cross_attention(branch: Tree, stream: Source, sublayer: int) -> tuple[Tree, Source]:
-    """Queries are of the stream; keys and values of another model's rows, of which nothing is known."""
+    """Queries are made of the stream; keys and values of another model's rows, of which nothing is known."""
     rows, norm = _read(branch, stream, sublayer)
     own = {
         part: _dense([branch["self"][part]], rows if part == "query" else Elsewhere(), CROSS_ATTENTION, sublayer)
@@ -114,7 +115,7 @@ def _read(branch: Tree, stream: Source, sublayer: int) -> tuple[Source, Tree]:
 
 
 def _added(branch: Tree, reads: Source, sublayer: int) -> tuple[Tree, Source]:
-    """The dense layer whose result is added to the stream, and the norm behind it in a post-norm model."""
+    """The dense layer whose result is added to the stream, in a post-norm model with a norm; what makes the stream behind it."""
     planned: Tree = {"dense": _dense([branch["dense"]], reads, STREAM, sublayer)}
     if "LayerNorm" not in branch:
         return planned, Elsewhere()

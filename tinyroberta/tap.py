@@ -70,7 +70,8 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
     The outputs have the bits that they have untapped, on every backend, until something is replaced. A product before its
     activation and residual (`intermediate.dense`) is the op's own where it rounds alike in one and in two; elsewhere (numba's
     medium, cupy) it is computed once more beside the op, as probabilities are everywhere. What a backend hands on in fewer bits
-    is shown in those. Recordings of earlier calls are not played and stay as they are. Seen are this thread's calls alone.
+    is shown in those. What the backend has recorded of earlier calls, to play it again, is neither played nor lost. Only calls of
+    this thread are seen.
 
     Raises Error where the model is none, a name is none of its, or a function gives another shape; mirrors torch's forward hooks.
     """
@@ -122,11 +123,11 @@ def begin(ops: Backend, rows: Rows) -> None:
 
 
 class Point(NamedTuple):
-    """A weight's op: what its product is called, and what the whole of it is, from the inside out."""
+    """The names under which an op passes, known by its weight."""
 
-    product: str
-    result: tuple[str, ...]
-    parts: tuple[str, ...] = ()  # what stands side by side in the product of several layers
+    product: str  # of its product alone, before activation and residual; of a norm its result
+    result: tuple[str, ...]  # of its whole result, the innermost module first: `attention.output`, then `attention`
+    parts: tuple[str, ...] = ()  # of what stands side by side in it: query, key and value
     share: Any = None  # of a norm, (D,): what the backend has taken from its gains and given to the weights that read it
 
 
@@ -190,7 +191,7 @@ LAST = (("output", "dense"), ("output", "LayerNorm"), ("intermediate", "dense"),
 
 
 def _point(path: tuple[str, ...], leaf: str, beside: Mapping[str, Any], named: Callable[[str], str]) -> Point | None:
-    """The point of a weight, `beside` others on the path; None for what is read in another's op."""
+    """The point of the weight `leaf` on a path; `beside`: what the tree holds there. None for a table that another's op reads."""
     above, name = ".".join(path), named(".".join((*path, leaf)))
     if leaf == "word_embeddings" and "LayerNorm" not in beside:
         return Point(above, ())
@@ -204,7 +205,7 @@ def _point(path: tuple[str, ...], leaf: str, beside: Mapping[str, Any], named: C
 
 
 def _share(model: Any, path: tuple[str, ...], prepared: Mapping[str, Any]) -> Any:
-    """By how much a backend's gain and shift of a norm are smaller than the checkpoint's: powers of two; None for nowhere."""
+    """How many times smaller a backend's gain and shift of a norm are than the checkpoint's: powers of two; None if all are 1."""
     share: Any = np.ones(len(prepared["bias"]))
     for own in ("bias", "weight"):
         given = np.asarray(model.tensors[".".join((*path, own))], np.float64)

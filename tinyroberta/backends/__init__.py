@@ -1,7 +1,8 @@
 """The op contract, and the modules that fulfil it.
 
 A backend is a module of these functions, chosen once by name and passed down. `T` tokens of all sequences stand packed,
-one after another; every op but attention works row by row and never knows that a batch exists.
+one after another; attention and `relative`, which makes a bias for it, know that a batch exists, and every other op works row
+by row.
 """
 
 import importlib
@@ -21,7 +22,7 @@ PRECISIONS = ("highest", "high", "medium")
 
 
 class Settings(NamedTuple):
-    """What prepared weights carry: dtype of parameters and results, precision of products, threads, reproducibility."""
+    """How a model runs: dtype of parameters and results, precision of products, threads, reproducibility."""
 
     dtype: str = "float32"
     matmul_precision: str = "highest"
@@ -32,7 +33,9 @@ class Settings(NamedTuple):
 class Sequences(NamedTuple):
     """Which rows are whose: queries query_start[b] : query_start[b + 1], keys key_start[b] : key_start[b] + key_length[b].
 
-    Under `causal` the last query sees every key, the one before it one key fewer, and so on.
+    Both count rows of (T, D), but keys in a cache are counted within sequence b's own part of it, and so begin at 0. A query need
+    not be a key: a text's position 0 that is padding is none (inputs.py), and in cross-attention no query is. Under `causal` the
+    last query sees every key, the one before it one key fewer, and so on.
     """
 
     query_start: Array  # (B + 1,) int32

@@ -12,7 +12,7 @@ The orders of summing:
     relative scores   from front to back, starting at 0
     dense layers      none: digits of 8 bits are multiplied and summed in integers, exactly (the Ozaki scheme; sliced_product)
 
-numba compiles the functions from `exp` to `tanh` from here, reading `where`, `power` and `root` in its own way.
+numba compiles the functions from `exp` to `sqrtsoftplus` from here, with `where`, `power` and `root` as its own instructions.
 """
 
 import math
@@ -45,10 +45,11 @@ __all__ = [
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# How many slices a weight and its operand are cut into, and how many diagonals of their products are kept: for most weights, and
-# for those whose operand or themselves have outliers: a feed-forward's second (the activation's heavy tail), what took in a gain.
+# How many slices a weight and the rows that it multiplies are cut into, and how many diagonals of their products are kept: first
+# for most weights, then for those where either has outliers: a feed-forward's second weight, which reads what an activation
+# leaves (a heavy tail), and the weights of a sublayer whose norm's gains are shared (`shared`).
 CUTS = {"highest": ((3, 3), (3, 4)), "high": ((2, 2), (2, 3)), "medium": ((2, 2), (2, 3))}
-DEEPEST = 32768  # K up to which three products of digits add up in int32
+DEEPEST = 32768  # K up to which a diagonal of three products fits into int32: 3 x 32768 x 128^2 < 2^31
 
 f = np.float32
 ZERO, HALF, ONE, TWO, THREE, SIX, TEN = f(0), f(0.5), f(1), f(2), f(3), f(6), f(10)
@@ -359,20 +360,20 @@ class Weight(NamedTuple):
 def cut(x: Array, slices: int) -> tuple[Array, Array]:  # (T, K) -> (slices, T, K) int8, (T,)
     """Rows as whole numbers of `slices` signed digits in base 256, highest first, with the scales that make them rows again.
 
-    gain = min(top / max|row|, 2^126), or 1 for a row of zeros; N = rint(row gain); scale = 256^(slices - 1) / gain. A row that is
-    not finite is zeros with the scale NaN.
+    factor = min(top / max|row|, 2^126), or 1 for a row of zeros; N = rint(row factor); scale = 256^(slices - 1) / factor. A row
+    that is not finite is zeros with the scale NaN. `top` is what digits of 127 make, less 1, by which rounding may pass it.
     """
     top = sum(127 * 256**i for i in range(slices)) - 1
     largest = np.abs(x).max(1, initial=0)
     finite = np.isfinite(largest)
-    gain = np.where(finite & (largest > 0), np.minimum(f(top) / largest, f(2.0**126)), ONE)
-    n = np.rint(np.where(finite[:, None], x, ZERO) * gain[:, None]).astype(np.int32)
+    factor = np.where(finite & (largest > 0), np.minimum(f(top) / largest, f(2.0**126)), ONE)
+    n = np.rint(np.where(finite[:, None], x, ZERO) * factor[:, None]).astype(np.int32)
     digits = np.empty((slices, *x.shape), np.int8)
     for i in range(slices - 1, 0, -1):
         digits[i] = n.astype(np.int8)  # mod 256, in -128..127
         n = (n + 128) >> 8
     digits[0] = n
-    return digits, np.where(finite, f(256.0 ** (slices - 1)) / gain, f(math.nan))
+    return digits, np.where(finite, f(256.0 ** (slices - 1)) / factor, f(math.nan))
 
 
 COARSE = 448  # mean square of a row's first digits, below which its largest number is some 6 times the root mean square
@@ -382,8 +383,9 @@ EXACT = 1024  # products of digits whose sum float32 holds: 1024 x 128^2 = 2^24
 def sliced_product(a: Array, row_scales: Array, b: Array, column_scales: Array, kept: int) -> Array:
     """(slices, T, K) and (slices, O, K) digits -> (T, O): products of digits i and j add up in one integer for each i + j < kept.
 
-    (c0 + (c1 2^-8 + c2 2^-16)) (row_scale column_scale), in that order. The sums are exact in any order, so BLAS may do them. A
-    row of `a` with outliers, whose other numbers have fewer digits, is given one more of these diagonals, while that says more.
+    (c0 + (c1 2^-8 + (c2 2^-16 + ...))) (row_scale column_scale), in that order. The sums are exact in any order, so BLAS may do
+    them. A row of `a` with outliers, whose other numbers are left with fewer digits, is given one diagonal more than `kept`, if
+    `kept` is at most the number of slices.
     """
     slices, T, K = a.shape
     coarse = kept <= slices and np.square(a[0], dtype=np.int64).sum(1) < COARSE * K
@@ -422,7 +424,7 @@ def linear(
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The weights in digits, each layer's query, key and value joined as `qkv`; raises Error on float64."""
+    """The weights in digits, a dense layer's parts joined; raises Error on float64."""
     check(settings)
     if settings.threads is not None:
         _threadpoolctl()
@@ -436,7 +438,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def check(settings: Settings) -> None:
-    """Raises Error on float64, which 8-bit digits do not reach."""
+    """Raises Error on float64, whose accuracy 8-bit digits do not reach."""
     if settings.dtype != "float32":
         raise Error(f'reproducible=True computes in float32, in sliced products; dtype="{settings.dtype}" has none')
 
@@ -456,10 +458,11 @@ def arrange(
     gain: Callable[[Array], Any] = lambda weight: weight,
     shares: bool = True,
 ) -> dict[str, Any]:
-    """The tree in float32, a dense layer's weight as pack(layer, its parts, (slices, diagonals)).
+    """The tree in float32, a dense layer's weight as pack(layer, its parts, one of `cuts`).
 
-    Where numbers have a heavy tail, after an activation and in a sublayer whose norm's gains are shared, the second of `cuts` is
-    taken. A norm's weight is gain(weight) where products alone read it.
+    `cuts` say what to cut into (here a number of slices) and how many diagonals to keep. The second is for numbers with a heavy
+    tail: after an activation, and in a sublayer whose norm's gains are shared. A norm's weight is gain(weight) where products
+    alone read it.
     """
     sublayers = shares_of(tree) if shares else {}
     converted: dict[int, Array] = {}
@@ -493,7 +496,7 @@ def arrange(
 
 
 SHARE_ABOVE = 4.0  # times the root mean square
-LEAST_SHARED = -8  # as a power of two: of a channel that is all but switched off
+LEAST_SHARED = -8  # the least exponent of a share, which is a power of two: that of a channel that is all but switched off
 
 
 def shares_of(tree: dict[str, Any]) -> dict[int, Array]:

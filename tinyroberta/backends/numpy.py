@@ -53,7 +53,7 @@ def linear(
 
 
 def apart(weight: Array) -> bool:  # noqa: ARG001
-    """Whether `linear` has the bits of its product alone, then `activation`, then the sum with the residual."""
+    """Whether `linear` gives the same bits in one call as in three steps: `linear` alone, `activation`, plus the residual."""
     return True
 
 
@@ -115,7 +115,7 @@ def attend(
 
 def softmax(x: Array) -> Array:  # (..., S) -> same
     """exp(x) / sum exp(x) over the last axis, shifted by the row's largest so that nothing overflows."""
-    with np.errstate(over="ignore"):  # masks above 1 count as the largest number: what is below that becomes -inf, and exp 0
+    with np.errstate(over="ignore"):  # a mask above 1 makes a score so large that others less it are -inf: exp gives 0
         x = np.exp(x - x.max(-1, keepdims=True))
     x /= x.sum(-1, keepdims=True)
     return x

@@ -9,12 +9,16 @@ from typing import Any
 
 Array = Any
 
-# Who reads a dense layer's result: attention of the queries, keys and values that it gives together, likewise with relative
-# positions, which read queries and keys too, attention of another model's rows, an activation and after it one product alone, the
-# stream to which it is added, or the caller.
+# Who reads a dense layer's result, its `feeds`:
+#   ATTENTION           self-attention, to which it gives queries, keys and values side by side
+#   RELATIVE_ATTENTION  the same with relative positions, whose scores read queries and keys once more
+#   CROSS_ATTENTION     attention to another model's rows, to which it gives queries, keys or values
+#   ACTIVATION          an activation, and after it one dense layer alone
+#   STREAM              the sum with the stream of rows
+#   CALLER              anything else: a caller, or what else stands in a head
 ATTENTION, RELATIVE_ATTENTION, CROSS_ATTENTION = "attention", "relative attention", "cross-attention"
 ACTIVATION, STREAM, CALLER = "activation", "stream", "caller"
-# Who reads a norm's result: products alone, so that they may be given it as they want it; or STREAM.
+# Who reads a norm's result: dense layers alone, so that a backend may write it as their products want it; or STREAM, anyone.
 PRODUCTS = "products"
 # What a table's rows stand for.
 WORDS, POSITIONS, SEGMENTS, DISTANCES = "words", "positions", "segments", "distances"
@@ -32,7 +36,10 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A dense layer: weights (O, I), biases (O,), whose results stand side by side; what its rows come out of; who reads it."""
+    """A dense layer: parts (O, I) with biases (O,), whose results stand side by side.
+
+    `reads` says what makes the rows that it multiplies, `feeds` who reads its result.
+    """
 
     parts: tuple[Array, ...]
     biases: tuple[Array, ...]
@@ -52,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Normed:
-    """Rows that any one of these norms gives."""
+    """Rows that one of these norms makes; which one depends on the call."""
 
     norms: tuple[Norm, ...]
 
@@ -66,7 +73,7 @@ class Attended:
 
 @dataclass(frozen=True, eq=False)
 class Activated:
-    """Rows of a dense layer, bent by the activation."""
+    """Rows that a dense layer makes, after the activation."""
 
     dense: Dense
 

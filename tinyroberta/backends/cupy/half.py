@@ -9,8 +9,8 @@ Attention's weighed mean of values is no further from 0 than they are, an activa
 than 1. Where there is no such bound TF32 multiplies: rows of another model, which cross-attention reads; what a head mask scales;
 what relu2 squares; what a Python function gives. So nothing is checked while a model runs, and nothing waits.
 
-The same sums say how large a number is in the mean, where x has deviation 1: too small a one would lose bits. They are float32's,
-which are near enough.
+The same sums say how large a number is in the mean, where x has deviation 1: too small a one would lose bits in f16. The sums are
+made in float32, which is near enough.
 """
 
 import math
@@ -96,7 +96,7 @@ def _holds(weight: Any, rows: Normed) -> bool:
 
 
 def _legible(weight: Any, rows: Bounds) -> bool:
-    """Whether f16 holds rows, and what a weight takes of them is not too small for it."""
+    """Whether rows stay within f16, and what a weight reads of them is large enough for its bits."""
     square = np.square(np.asarray(weight, np.float32))
     taken, whole = square @ np.square(rows.mean), square @ (rows.mean > 0).astype(np.float32)
     return _within(rows) and bool((taken >= np.float32(LEAST**2) * whole).all())

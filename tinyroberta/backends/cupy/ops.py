@@ -132,7 +132,7 @@ def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, which: int, resi
 
 
 def apart(weight: Matrix | Sliced) -> bool:  # noqa: ARG001
-    """As the NumPy backend's: kernels and the library round in one and not in two, each where it suits them."""
+    """As the NumPy backend's: never, since in one call kernels and the library round less often, each at places of its own."""
     return False
 
 

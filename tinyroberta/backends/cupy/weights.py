@@ -17,7 +17,7 @@ from .recording import Prepared
 
 Array = Any
 
-OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention; of high where f16 holds them
+OPERANDS = {"highest": FLOAT, "high": F16, "medium": BF16}  # of products and attention; high has f16 only where half.py allows it
 # What attention and activations read is handed on as they multiply it; relative positions read queries and keys as float32.
 HANDED_ON = (records.ATTENTION, records.CROSS_ATTENTION, records.ACTIVATION)
 
@@ -25,7 +25,7 @@ HANDED_ON = (records.ATTENTION, records.CROSS_ATTENTION, records.ACTIVATION)
 class Matrix(NamedTuple):
     """A dense layer's prepared weight: (O, I) in the dtype of its operands, the products' precision and the result's dtype.
 
-    `bounded`: the float32 rows that it reads are within f16 where the weight is, since a norm made them.
+    `bounded`: if the weight is f16, rows that come to it as float32 are within f16's range too, since a norm made them.
     """
 
     array: Array
@@ -81,7 +81,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
     def dense(layer: records.Dense) -> dict[str, Any]:
         weight, bias = joined(layer.parts), joined(layer.biases)
-        if sliced:  # eight products for a heavy tail: of shared gains, and of what comes out of an activation
+        if sliced:  # four diagonals, eight products, where numbers have a heavy tail (bitwise.arrange)
             tailed = layer.sublayer in shares or isinstance(layer.reads, records.Activated)
             return {"weight": Sliced(cut(move(weight, FLOAT)), 3 + tailed), "bias": move(bias, FLOAT)}
         out = operand(layer) if layer.feeds in HANDED_ON else FLOAT

@@ -1,10 +1,10 @@
-"""The CPU backend: every op of the contract compiled by Numba, products on the CPU's tile unit where it has one.
+"""The CPU backend: the ops of the contract compiled by Numba (`relative` is NumPy's), products on tiles where the CPU has them.
 
 It computes in float32 only; float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits
 alone and in any batch, in any order and with any number of threads; on blas that is up to BLAS. reproducible.py gives the same
 bits on every path.
 
-Ten words that the files here use, each in one meaning:
+Words that the files here use:
 
     digit     a signed 8-bit number, -128 to 127; a float32 number is written as two or three of them, in base 256
     slice     the first digits of all numbers of an operand, or the second, or the third: a matrix as large as the operand
@@ -12,12 +12,15 @@ Ten words that the files here use, each in one meaning:
     diagonal  the products of slice i of the rows and slice j of the weight that have the same i + j, and so the same size: they
               are summed together, exactly, in int32; diagonals beyond the last one kept are too small to matter
     coarse    said of a row in which one number is so much larger than the rest that their digits are few: its results have one
-              diagonal more
-    block     16 rows, which a tile holds; also what a thread computes before it claims more work (a kernel's `block`)
+              diagonal more, if no more diagonals than slices are kept
+    step      the columns of an operand that fill a tile's row of 64 bytes, 64 digits or 32 bf16; a product goes step by step
+    block     16 rows, which a tile holds; a kernel's `block` is another thing: what a thread computes before it claims more work
     panel     32 outputs of a weight, laid together in memory, so that one stream of bytes feeds a whole block of sums
     gain      the number that a norm multiplies a channel by; a Gain also says how the product that reads the norm wants its rows
-    part      one of the bf16 numbers whose sum is a float32 number: three hold all of it (attention/bf16.py)
-    piece     32768 columns of a weight that has more of them, whose sums could pass int32: the products of pieces are added up
+    part      one of the bf16 numbers whose sum is a float32 number: three hold all of it (attention/bf16.py); the parts of a
+              dense layer are the weights that stand side by side in it (records.py)
+    piece     at most 32768 columns of a weight that has more of them, so that no sum passes int32: pieces' products are added up
+    unit      what multiplies: tiles, dots, digits, fma or blas (a Weight's); an Operand's is the numbers of a step
 
 Read operands.py first, which says what a product reads, then products/, attention/ and norm.py, which compute. machine/ has the
 CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py keeps its machine code, buffers.py
@@ -74,7 +77,7 @@ class Weight(NamedTuple):
     unit: str
     panels: Array
     scales: Array | None
-    cut: tuple[Operand, int]  # what its numbers and those of its rows are cut into, and how many diagonals are kept
+    cut: tuple[Operand, int]  # what it and the rows that it multiplies are cut into, and how many diagonals are kept
     shape: tuple[int, int]
     gives: int = outputs.GIVES_FLOAT32
 
@@ -116,16 +119,16 @@ def linear(
 
 
 def apart(weight: Weight | list[Weight]) -> bool:
-    """As the NumPy backend's: what is handed on as bf16 takes its activation before it is rounded, and a rougher one."""
+    """As the NumPy backend's: not where bf16 is handed on, which is rounded after the activation only, and that a rougher one."""
     return isinstance(weight, list) or weight.gives == outputs.GIVES_FLOAT32
 
 
-# Products of cut rows by a weight's panels, equal to the bit.
+# By unit, what multiplies cut rows by a weight's panels; products of digits are equal to the bit on all three.
 SLICED = {unit: partial(levels.cut_product, unit) for unit in levels.UNITS} | {"digits": blas.digit_product}
 
 
 def _in_pieces(x: Array, weights: list[Weight], bias: Array, activation: str | None, residual: Array | None) -> Array:
-    """A product whose sums of digits' products could pass int32, its K being too large, is summed in pieces."""
+    """A product with so large a K that sums of digits' products could pass int32: those of its pieces, added up."""
     by_numpy()
     y, start = None, 0
     for weight in weights:
@@ -146,7 +149,10 @@ def attention(
     head_mask: Array | None = None,
     probs: bool = False,
 ) -> tuple[Array, list[Array] | None]:  # (Tq, D), (Tk, D) x2 -> (Tq, D), B x (H, Sq, Sk)
-    """As the NumPy backend's; on tiles, or for bf16, by products of bf16 where heads are a multiple of 16 wide; of bf16 a Cut."""
+    """As the NumPy backend's, by products of bf16 where there are tiles or q is bf16, if heads fit (16, 32, ... wide).
+
+    A q of bf16 gives a Cut.
+    """
     given, tiles = (q, k, v, sequences, heads, bias, head_mask, probs), chosen_path() == "amx"
     if q.shape[1] // heads % 16 == 0 and (tiles or q.dtype == bfloat16):
         return bf16.attention(tiles, *given)
@@ -165,7 +171,7 @@ def _name(activation: Activation | None) -> str | None:
 
 
 def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
-    """The weights packed for this machine, each layer's query, key and value joined as `qkv`; raises Error on float64."""
+    """The weights packed for this machine, a dense layer's parts joined; raises Error on float64."""
     exact = settings.reproducible
     if exact:
         bitwise.check(settings)

@@ -17,7 +17,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LEAST, MOST = 1 << 16, 1 << 27  # bytes: the C library keeps smaller ones itself; all that are held
+LEAST, MOST = 1 << 16, 1 << 27  # bytes of the smallest array held (the C library keeps smaller ones), and of all together
 _held: list[Array] = []
 _taking = threading.Lock()
 
@@ -61,7 +61,7 @@ def _unused(held: list[Array], size: int) -> Array:
 
 
 _some = [object()]
-UNUSED = sys.getrefcount(_some[0])  # of what only a list refers to
+UNUSED = sys.getrefcount(_some[0])  # references to what only a list holds
 
 
 class Recording:
@@ -71,7 +71,7 @@ class Recording:
         self.calls: list[tuple[int, int, int]] = []  # a function, its arguments' address, its blocks
         self.memory: list[Array] = []  # of arrays that serve one operation after another
         self.kept: list[Any] = []  # the other arrays, and the arguments
-        self.whole = True  # nothing was computed but by kernels
+        self.whole = True  # whether all was computed by kernels
 
     def add(self, function: int, arguments: Array, blocks: int, arrays: Iterable[Array]) -> None:
         own = {id(buffer) for buffer in self.memory}
@@ -97,7 +97,7 @@ def recorded(recording: Recording) -> Iterator[None]:
 
 
 def recording() -> Recording | None:
-    """The one of this Python thread."""
+    """This Python thread's Recording under way, or None."""
     return _current.recording
 
 
@@ -108,7 +108,7 @@ def by_numpy() -> None:
 
 
 def contiguous(x: Array, dtype: Any) -> Array:
-    """The array, or a copy whose numbers are of a type and one after another."""
+    """The array, or a copy of it, whose numbers are of this type and stand one after another."""
     y = np.ascontiguousarray(x, dtype)
     if y is not x:
         by_numpy()

@@ -3,9 +3,9 @@
 A row is scaled to 24-bit integers (16-bit for two slices) and written in signed base-256 digits, x = scale (s0 + s1/256 +
 s2/65536), so that products of digits are exact in int32 (Ozaki et al. 2012; Ootomo et al. 2024). The definition, to the bit:
 
-    factor = min(top / max|row|, 2^126)   one float32 division; 1 / 1 stands for top / 0
+    factor = min(top / max|row|, 2^126)   one float32 division; 1 for a row of zeros
     N = rint(x factor)                    one float32 product, ties to even
-    s2, N = N mod 256 in -128..127, (N - s2) / 256, and so on; s0 is what is left
+    s2 = N mod 256, as one of -128..127; then N = (N - s2) / 256 gives s1 likewise; s0 is what is left
     scale = 256^(slices - 1) / factor     NaN for a row that is not finite
 
 operands.py has the layouts.
@@ -25,6 +25,7 @@ from .operands import BF16
 from .sizes import PANEL, ROW, SUMS, TILE, TILE_ROWS
 from .threads import parallel
 
+# What two or three digits of 127 make, less 1, by which rounding may pass it.
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
 MOST = np.float32(2.0**126)
 NAN = np.float32(math.nan)
@@ -32,9 +33,9 @@ NAN = np.float32(math.nan)
 
 @njit(error_model="numpy")
 def cut_row(x, slices, place, steps):
-    """Write a row of steps x 64 float32 as digits at an address, a tile's bytes from slice to slice.
+    """Write a row of steps x 64 float32 as digits at an address, a tile's bytes from slice to slice: three slices, or else two.
 
-    Returns its scale and the sum of its first digits' squares.
+    Returns its scale and the sum of the squares of its first slice.
     """
     most, squares = np.int32(0), np.int32(0)
     for j in range(steps * ROW):

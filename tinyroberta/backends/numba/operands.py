@@ -5,7 +5,8 @@ A weight (O, K) lies in panels of 32 outputs: (O/32, K/unit, slices, 2, 16, 16, 
 bytes of one output stand together, and those of 16 outputs fill a tile's row.
 
 What is cut into digits has a scale for each row or output; bf16 has none. To add a kind of number, or another count of slices: an
-Operand here, what writes it in cutting.py, what multiplies it in products/, and its row in products/levels.py.
+Operand here; what writes it in cutting.py; what multiplies it in products/ (tiles.py and dots.py choose by slices and diagonals,
+sums.py puts 2 to 4 diagonals together and gives a coarse row one more); and its row in products/levels.py.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ FLOAT32, DIGITS, BF16 = range(3)  # kinds of numbers
 
 
 class Operand(NamedTuple):
-    """How a product reads numbers: in so many slices, of digits or bf16 (`kind`), `unit` of which fill a tile's row."""
+    """How a product reads numbers: in so many slices, as digits or bf16 (`kind`), `unit` of which fill a tile's row: a step."""
 
     kind: int
     slices: int

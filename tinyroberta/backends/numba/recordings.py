@@ -48,8 +48,8 @@ RECORDED_TOKENS = 1024  # of all sizes that are held
 def recorded(compute: Callable[..., Array], weights: Prepared, head_size: int, fixed: tuple[Any, ...]) -> Callable[..., Array]:
     """The encoder `compute`; what a size of input has run is played the third time it comes, without Python in between.
 
-    Of one short text's time Python would take a third, of 1024 tokens' a thirtieth. A size is the lengths of all sequences, and
-    what is `fixed`.
+    Python would take a third of the time of one short text, a thirtieth of that of 1024 tokens. A size is the lengths of all
+    sequences, and what is `fixed`.
     """
 
     def run(*given: Any) -> Array:

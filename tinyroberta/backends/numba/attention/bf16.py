@@ -42,10 +42,10 @@ class Numbers(NamedTuple):
 
     size: int  # bytes of one
     parts: int
-    place: Any
-    pair: Any
-    scale: Any
-    exponentiate: Any
+    place: Any  # of keys
+    pair: Any  # of values
+    scale: Any  # of queries
+    exponentiate: Any  # scores, in place
 
 
 EXP2_POLYNOMIAL = tuple(map(np.float32, (
@@ -75,7 +75,7 @@ ONE = np.float32(1)
 
 
 def keys_of(numbers):
-    """What lays out keys that are held so."""
+    """The function that lays out keys of such numbers."""
     size, place = numbers.size, numbers.place
 
     @njit(error_model="numpy")
@@ -92,7 +92,7 @@ def keys_of(numbers):
 
 
 def values_of(numbers):
-    """What lays out values that are held so."""
+    """The function that lays out values of such numbers."""
     size, parts, pair = numbers.size, numbers.parts, numbers.pair
 
     @njit(error_model="numpy")
@@ -114,7 +114,7 @@ def values_of(numbers):
 
 
 def queries_of(numbers):
-    """What lays out queries that are held so."""
+    """The function that lays out queries of such numbers."""
     size, parts, scale = numbers.size, numbers.parts, numbers.scale
 
     @njit(error_model="numpy")
@@ -134,7 +134,7 @@ def queries_of(numbers):
 
 
 def probabilities_of(numbers):
-    """What lays out probabilities, in as many parts as the values have."""
+    """The function that lays out probabilities, in as many parts as the values have."""
     split = split_pairs(numbers.parts)
 
     @njit(error_model="numpy")

@@ -6,7 +6,7 @@ query, so that softmax is plain vectors and needs no sums across lanes, and both
     scores (Sk, 32) = K (Sk, d) (Q / sqrt(d))^T (d, 32)        p = exp(scores - max) / sum        out (32, d) = p^T V (Sk, d)
 
 A thread needs memory for 32 Sk floats. Sums over keys are made of 256 products at a time. There are two kernels: the one in
-order, which backends/bitwise.py defines to the bit, divides p by the sum; the one of fused multiply-adds divides the output,
+order, which backends/bitwise.py defines to the bit, divides p by the sum; the one with fused multiply-adds divides the output,
 which is less work.
 """
 
@@ -43,7 +43,7 @@ exponentiate_in_order = exponentiate_by(exponentials(exp))
 
 @njit(error_model="numpy")
 def attend(given, block, worker, in_order):
-    """in_order is None or not when this is compiled: only one way to multiply is in the code."""
+    """One block of work. in_order is None or True when this is compiled, so that the code has only one of the two orders."""
     table, heads, d, causal = given.table, given.heads, given.width, given.causal
     b, h, first, last = carray(words(table + block * 32), 4)
     start, stop = carray(words(given.starts + b * 8), 2)

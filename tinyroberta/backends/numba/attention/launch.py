@@ -12,8 +12,8 @@ from ..machine import amx
 from ..sizes import PANEL
 from ..threads import parallel, thread_limit
 
-QUERIES = PANEL  # of a block of work at a time: the second operand of both products is a panel of them
-# Where keys or values, or a mask, begin, and how many numbers lie between one sequence, head, ... and the next.
+QUERIES = PANEL  # that are computed together: the columns of the scores, as many as a panel has
+# The address where keys or values, or a mask, begin, and how many numbers lie between one sequence, head, ... and the next.
 KEYS_OR_VALUES = Fields("at", "sequence", "head", "row")
 MASK = Fields("at", "sequence", "head", "query", "key")
 ATTENTION = Fields(

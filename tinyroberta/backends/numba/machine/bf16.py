@@ -23,7 +23,7 @@ class Bfloat(ir.Type):  # type: ignore[misc]
 def round_to_bf16(builder, x):
     """16 float32 to bf16, nearest even, as the low halves of 16 integers; one instruction where there is one.
 
-    To that one, and to the products of bf16, numbers below 2^-126 are zeros.
+    That instruction, and those that multiply bf16, take numbers below 2^-126 for zeros.
     """
     if BF16_DOTS:
         kind = ir.FunctionType(ir.VectorType(Bfloat(), 16), [LANES])
@@ -52,9 +52,9 @@ def round_lanes(typingctx, x, out):
 
 
 def parts_of_bf16(builder, x, count):
-    """16 float32 as a sum of bf16: each the rest of those before it, rounded; as round_to_bf16 gives them.
+    """16 float32 as a sum of bf16: each is what those before it leave of the number, rounded; as round_to_bf16 gives them.
 
-    Three hold all 24 bits of a number between 2^-108 and 2^127; of an infinity the rests are NaN.
+    Three hold all 24 bits of a number between 2^-108 and 2^127; of an infinity those after the first are NaN.
     """
     for left in reversed(range(count)):
         part = round_to_bf16(builder, x)
@@ -135,7 +135,7 @@ def widen(builder, address, kind):
 def scale_32(kind, parts):
     """An intrinsic: twice 16 numbers of a kind, times a factor, as parts of 32 bf16, `apart` bytes from one to the next.
 
-    In one store each: what then loads all 64 bytes would wait for two.
+    Each part is written by one store: a load of its 64 bytes soon after would wait for two.
     """
 
     @intrinsic

@@ -12,9 +12,9 @@ from .features import FUSED
 class Lanes:
     """16 float32 in a register, for a function written for arrays: run on Lanes, each of its operations emits an instruction.
 
-    So that a definition in backends/bitwise.py becomes 16 numbers at a time in one way only: what LLVM makes of a loop over
-    numbers is 8 at a time, and depends on the loop. np.where, np.sqrt and `number * lanes` come here by NumPy's own protocols,
-    so the definition runs as it stands.
+    So a definition in backends/bitwise.py is always compiled alike, for 16 numbers at a time; of a loop over numbers LLVM would
+    make 8 at a time, and what it makes depends on the loop. np.where, np.sqrt and `number * lanes` come here by NumPy's own
+    protocols, so the definition runs as it stands.
     """
 
     def __init__(self, builder, value):
@@ -24,7 +24,7 @@ class Lanes:
         return Lanes(self.builder, getattr(self.builder, instruction)(*values))
 
     def _value(self, x):
-        """Of Lanes theirs; of a number 16 of it, of the kind that stands in this register."""
+        """The LLVM value of Lanes; of a number, 16 times that number in this register's type."""
         if isinstance(x, Lanes):
             return x.value
         return ir.Constant(self.value.type, [(float if self.value.type == LANES else int)(x)] * 16)
@@ -100,12 +100,12 @@ class Lanes:
         return self._emit("call", function, [self.value])
 
     def scaled(self, shifted):
-        """self 2^n, n as bitwise.power reads it, by adding to the exponent: both must be far from where it ends."""
+        """self 2^n, n as bitwise.power reads it, by adding n to the exponent; self and the result must be normal numbers."""
         exponent = self.builder.shl(self.builder.bitcast(shifted.value, INTEGERS), ir.Constant(INTEGERS, [23] * 16))
         return self._emit("bitcast", self.builder.add(self.builder.bitcast(self.value, INTEGERS), exponent), LANES)
 
 
-# What a NumPy number asks for that has Lanes on its right.
+# What is called for a NumPy number's operator with Lanes on its right.
 REFLECTED = {
     np.add: Lanes.__radd__,
     np.subtract: Lanes.__rsub__,
@@ -141,7 +141,7 @@ def lanes_of(functions):
 
 
 def exponentials(exp):
-    """An intrinsic: x (rows, 32) -> exp(x - most) in place, which `sums` (32,) grow by; float32, all by address."""
+    """An intrinsic: x (rows, 32) -> exp(x - most) in place, added to `sums` (32,); float32, all by address."""
 
     @intrinsic
     def exponentiate(typingctx, x, rows, most, sums):

@@ -4,7 +4,7 @@ Digits, on tiles or by dot products of bytes: x (T, K) and W (O, K) are cut into
 and j of one diagonal i + j add up exactly in int32, to c0 for diagonal 0 and so on, and
     y = (c0 + (c1 2^-8 + (c2 2^-16 + c3 2^-24))) (scale_row scale_column)    in float32, in that order
 up to the last diagonal that is kept. Three slices make 6 products where diagonals 0 to 2 are kept, and 8 where 3 is too; two
-slices make 3 or 4. A coarse row has one diagonal more than the rest.
+slices make 3 or 4. A coarse row has one diagonal more than the rest, if no more diagonals than slices are kept.
 bf16, on tiles or by dot products: one product, summed in float32. Multiply-adds: of float32, summed 256 products at a time.
 
 A block of work is a panel of 32 outputs for a chunk of rows that stays in the second-level cache. Meanwhile the panel that this

@@ -18,8 +18,8 @@ from .sums import combine, diagonals_of
 def dot_block(rows, operand, diagonals, fetches=1):
     """An intrinsic: sums (rows, diagonals, 32) of a block's rows with a panel (operands.py), dot products of 4 bytes or 2 bf16.
 
-    Digits' sums are in int32, a slice of bf16's in float32. A row's do not depend on `rows`. The instruction takes bytes of one
-    sign and of none, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
+    Sums of digits are int32, those of bf16 float32. A row's sums do not depend on `rows`. The instruction multiplies signed bytes
+    by unsigned ones, so 128 is added to the weight's digits, by flipping a bit, and 128 times the row's digits taken off first.
     With every 4 bytes of a row so many cache lines from `ahead` on are fetched, and `ahead` moves by `pace` bytes.
     """
     slices, digits = operand.slices, operand.kind == DIGITS

@@ -110,7 +110,7 @@ def multiply_by(fused):
 
 
 multiply, multiply_in_order = multiply_by(FUSED), multiply_by(False)
-NUMBERS = ("float32", "bfloat16", "float16")  # as which a panel may hold its numbers; NumPy's arrays of bf16 are uint16 here
+NUMBERS = ("float32", "bfloat16", "float16")  # the types that a panel's numbers may have; bf16 is held in uint16 arrays here
 HELD_AS = {np.dtype(name): number for number, name in enumerate(("float32", "uint16", "float16"))}
 
 

@@ -48,7 +48,7 @@ def cuts_of(precision: str, reproducible: bool) -> Any:
 
 
 def cut_product(unit, x, weight, scales, diagonals, O, bias, activation, residual, gives=GIVES_FLOAT32):
-    """Cut (T, K) and panels of pack_weights -> (T, O), on tiles or by dot products; a residual only to float32."""
+    """Cut (T, K) and panels of pack_weights -> (T, O), on tiles or by dot products; a residual is added to float32 only."""
     steps, slices = x.blocks.shape[1:3]
     chunks, shape = chunks_of(x.shape[0], steps * slices * ROW), (x.shape[0], O)
     given = {"slices": slices, "diagonals": diagonals, "steps": steps, "coarse": x.coarse, "config": amx.CONFIG}

@@ -14,9 +14,8 @@ from ..sizes import PANEL, ROW, SUMS, TILE_ROWS
 RESULTS = ("T", "O", "out", "gives", "bias", "activation", "activate", "residual", "residual_row")
 OUTPUT = ("x", "weight", "chunk", "threads", *RESULTS)
 CUT = Fields(*OUTPUT, "slices", "diagonals", "steps", "row_scales", "column_scales", "coarse", "config")
-GIVES_FLOAT32, GIVES_BF16, GIVES_BLOCKS = range(
-    3
-)  # what a product gives: rows (T, O) of float32 or of bf16, or bf16 cut for the next product
+# What a product gives: rows (T, O) of float32 or of bf16, or bf16 cut for the next product.
+GIVES_FLOAT32, GIVES_BF16, GIVES_BLOCKS = range(3)
 
 
 @njit(error_model="numpy")

@@ -12,7 +12,7 @@ from .sums import combine, diagonals_of
 zero_0, zero_1, zero_2, zero_3, zero_4, zero_5, zero_6, zero_7 = (amx.zero(t) for t in range(8))
 store_0, store_1, store_2, store_3, store_4, store_5 = (amx.store(t) for t in range(6))
 load_4, load_5, load_6, load_7 = (amx.load(t) for t in range(4, 8))
-# dot_C of tiles 6 and 7; dot_CAB of others
+# dot_C adds the product of tiles 6 and 7 to tile C, dot_CAB that of tiles A and B
 dot_0, dot_1, dot_2, dot_3, dot_4, dot_5 = (amx.dot_int8(t, 6, 7) for t in range(6))
 dot_047, dot_147, dot_247, dot_157, dot_257, dot_357, dot_267, dot_367 = (
     amx.dot_int8(*t) for t in ((0, 4, 7), (1, 4, 7), (2, 4, 7), (1, 5, 7), (2, 5, 7), (3, 5, 7), (2, 6, 7), (3, 6, 7))
@@ -131,9 +131,10 @@ def digit_tiles(given, block, worker):
 
 @njit(error_model="numpy")
 def multiply_bf16_tiles(s, left, below, right, steps, ahead, lines, parts, left_apart, right_apart):
-    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; the lower half is 0 where `below` is.
+    """(32, 32) sums of two blocks of 16 rows with a panel, in tiles 0 to 3; without a second block, `below` 0, its half is 0.
 
-    Of operands in parts, so many bytes apart, the products i + j < parts, the smallest first.
+    Operands in parts lie `left_apart` and `right_apart` bytes from part to part. Of parts i and j those products are summed for
+    which i + j < parts, the smallest first.
     """
     zero_0(), zero_1(), zero_2(), zero_3()
     for diagonal in range(parts - 1, -1, -1):
