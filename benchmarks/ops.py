@@ -29,6 +29,7 @@ from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.numba import compiled, paths
 from tinyroberta.backends.numba.machine import amx
 from tinyroberta.backends.numba.machine.features import FEATURES
+from tinyroberta.backends.numba.products import levels
 from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere
 
 from . import cpu
@@ -148,7 +149,7 @@ def limited(threads: int) -> Iterator[None]:
 
 def product_peak(path: str, precision: str, after_gelu: bool, limits: dict[str, float]) -> float:  # operations a second
     """At which speed a path could do float32's products."""
-    unit, precision = paths.unit_of(path, precision)
+    unit, precision = levels.unit_of(path, precision)
     names = {"tiles": ("tiles, 8-bit", "tiles, bf16"), "dots": ("VNNI, 8-bit", "bf16 dot products")}
     if unit in names:
         products = {"highest": 8 if after_gelu else 6, "high": 4 if after_gelu else 3, "medium": 1}[precision]
@@ -190,7 +191,7 @@ def linear_cases(limits: dict[str, float], tokens: list[int], random: Any, size:
     }
     for path in (p for p in paths.PATHS if paths.reason_against(p) is None):
         for precision in MOST:
-            if precision != "highest" and paths.unit_of(path, precision)[0] in ("fma", "blas"):
+            if precision != "highest" and levels.unit_of(path, precision)[0] in ("fma", "blas"):
                 continue  # the same as highest there
             for kind, (I, O, activation, adds, after_gelu) in kinds.items():
                 weight, bias = (random.standard_normal(shape, np.float32) for shape in ((O, I), (O,)))

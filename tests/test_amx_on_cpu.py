@@ -368,6 +368,7 @@ import sys
 import numpy as np
 import tinyroberta
 from models_for_tests import new_model
+from tinyroberta.backends import PRECISIONS
 from tinyroberta.backends.numba import buffers
 from tinyroberta.backends.numba.compiled import Kernel
 from tinyroberta.backends.numba.machine import amx
@@ -376,7 +377,7 @@ config = tinyroberta.RobertaPreLayerNormConfig(
     vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, max_position_embeddings=40
 )
 ids, run = np.arange(40).reshape(2, 20) + 3, set()
-for precision in ("highest", "high", "medium"):
+for precision in PRECISIONS:
     model = new_model(tinyroberta.RobertaPreLayerNormModel, config, matmul_precision=precision)
     recording = buffers.Recording()
     with buffers.recorded(recording):

@@ -18,10 +18,11 @@ from test_numpy_backend import exact_activation
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Sequences, Settings, bitwise, load_backend
+from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise, load_backend
 from tinyroberta.backends import numpy as reference
-from tinyroberta.config import ACTIVATIONS, CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.config import CONFIGS
+from tinyroberta.family import KIN
+from tinyroberta.models import CLASSES
 
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
@@ -95,7 +96,7 @@ def test_the_stated_bounds_of_the_polynomials() -> None:
     assert np.max(np.abs(bitwise.log1p(x) / np.log1p(x.astype(float)) - 1)) < 2.5e-7
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activation(name: str) -> None:
     x = np.concatenate([np.linspace(-8, 8, 40_000), np.linspace(-1e-3, 1e-3, 100), [0.0, -0.0, 30, -30]]).astype(np.float32)
     y = bitwise.activation(x, name)
@@ -208,7 +209,7 @@ def test_relative_scores() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_numba_activations(name: str) -> None:
     random = np.random.default_rng()
     every = (np.arange(512, dtype=np.uint32)[:, None] << 23) + random.integers(0, 2**23, (512, 300), np.uint32)
@@ -242,7 +243,7 @@ def test_numba_layer_norm_and_cut(tokens: int) -> None:
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_numba_linear(tokens: int, precision: str) -> None:
     random = np.random.default_rng()
@@ -400,7 +401,7 @@ def test_numba_models_with_masks(fields: dict[str, Any], outlying: bool) -> None
 def test_numba_families(model_type: str) -> None:
     fields = {entry.name: getattr(CONFIG, entry.name) for entry in dataclasses.fields(CONFIG) if entry.init}
     config = CONFIGS[model_type](**fields | {"model_type": model_type})
-    masked = next(cls for cls in classes_of(model_type) if "MaskedLM" in cls.__name__)
+    masked = KIN[model_type]["ForMaskedLM"]
     one, other = models(masked, config)
     assert_same_outputs(other(*texts()), one(*texts()))
 

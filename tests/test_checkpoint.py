@@ -17,8 +17,9 @@ from torch_writer import put, save, storage, tensor
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.config import CONFIGS
+from tinyroberta.family import KIN
+from tinyroberta.heads import HEADS
 from tinyroberta.inspect import inspect
-from tinyroberta.models import classes_of
 from tinyroberta.weights.checkpoint import FORMATS, open_checkpoint, weight_files, weights_of
 from tinyroberta.weights.names import FAMILIES
 from tinyroberta.weights.safetensors import open_tensors
@@ -62,10 +63,10 @@ def configured(folder: Path, **changes: object) -> None:
 # No model_type.
 
 
-@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_a_config_without_model_type(tmp_path: Path, model_type: str, place: int) -> None:
-    cls = classes_of(model_type)[place]
+def test_a_config_without_model_type(tmp_path: Path, model_type: str, head: str) -> None:
+    cls = KIN[model_type][head]
     decoder = cls.__name__.endswith("CausalLM")
     model = new_model(cls, CONFIGS[model_type](**SIZES, is_decoder=decoder), backend="numpy")
     model.save_pretrained(tmp_path)
@@ -79,7 +80,7 @@ def test_a_config_without_model_type(tmp_path: Path, model_type: str, place: int
         configured(tmp_path, architectures=architectures)
         assert cls.from_pretrained(tmp_path).config.model_type == model_type
         kin = model_type if model_type in ("roberta-prelayernorm", "xlm-roberta-xl") else "roberta"
-        assert type(tinyroberta.load(tmp_path)) is classes_of(kin)[0]
+        assert type(tinyroberta.load(tmp_path)) is KIN[kin]["Model"]
 
 
 def test_a_config_that_names_strangers(saved: Path) -> None:
@@ -242,14 +243,14 @@ def test_what_is_saved_is_not_wrapped(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", ["encoder", "decoder", "both"])
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_a_tied_pair_may_hold_a_tensor_once(tmp_path: Path, model_type: str, kept: str) -> None:
-    bare, *_ = classes = classes_of(model_type)
+    bare, writer = KIN[model_type]["Model"], KIN[model_type]["ForCausalLM"]
     config = CONFIGS[model_type](**SIZES)
     reading = dataclasses.replace(config, is_decoder=True, add_cross_attention=True)
-    encoder, decoder = new_model(bare, config, backend="numpy"), new_model(classes[1], reading, backend="numpy")
+    encoder, decoder = new_model(bare, config, backend="numpy"), new_model(writer, reading, backend="numpy")
     shared = {name: value for name, value in encoder.tensors.items() if name in decoder.tensors}
     assert len(shared) > 30
     shared["lm_head.decoder.weight"] = shared["embeddings.word_embeddings.weight"]
-    decoder = classes[1](reading, decoder.tensors | shared, backend="numpy")
+    decoder = writer(reading, decoder.tensors | shared, backend="numpy")
     pair = tinyroberta.EncoderDecoderModel(encoder, decoder, extra={"tie_encoder_decoder": True})
     pair.save_pretrained(tmp_path)
     wanted = pair(IDS, decoder_input_ids=IDS).logits

@@ -26,12 +26,13 @@ print(ops.embed(np.arange(3), None, np.zeros(3, int), x, x, x[:1]).sum())
 """
 EVERYTHING = """
 import sys, numpy as np, tinyroberta, tinyroberta.cli
+from tinyroberta.backends import PRECISIONS
 from tinyroberta.backends.numba import paths
 cls = tinyroberta.RobertaPreLayerNormForCausalLM
 for path in paths.PATHS:
     if paths.reason_against(path) is None:
         __import__("os").environ["TINYROBERTA_CPU"] = path
-        for precision in ("highest", "high", "medium"):
+        for precision in PRECISIONS:
             for act in ("gelu", "mish"):
                 config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=40, hidden_size=48, num_hidden_layers=1, hidden_act=act,
                     num_attention_heads=3, intermediate_size=64, max_position_embeddings=40, is_decoder=True)

@@ -29,11 +29,12 @@ from models_for_tests import assert_traced, dense, digits, new_model, sliced_pro
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Backend, Sequences, Settings, load_backend
+from tinyroberta.backends import PRECISIONS, Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as definition
 from tinyroberta.backends.records import ACTIVATION, PRODUCTS, STREAM, WORDS, Norm, Normed, Table
-from tinyroberta.config import ACTIVATIONS, CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.config import CONFIGS
+from tinyroberta.family import KIN
+from tinyroberta.models import CLASSES
 from tinyroberta.plan import plan
 from tinyroberta.weights.names import nest
 
@@ -48,7 +49,7 @@ UNITS = {np.dtype(np.float32): UNIT, np.dtype(np.float16): 2.0**-11, np.dtype(BF
 RESULTS_OF_F16 = (np.dtype(np.float32), np.dtype(np.float16))
 LENGTHS = (1, 63, 64, 65, 200)
 ROUTES = ("cuBLASLt", "own")
-WAYS = [*((p, route) for p in ("highest", "high", "medium") for route in ROUTES), ("highest", "sliced")]
+WAYS = [*((p, route) for p in PRECISIONS for route in ROUTES), ("highest", "sliced")]
 SEVEN = [name for name in CLASSES if name.startswith("RobertaPreLayerNorm")]
 
 
@@ -437,7 +438,7 @@ def test_attention_reads_a_cache(ops: Any, order: str, dtype: Any) -> None:  # n
     np.testing.assert_array_equal(part.get(), dense.get())
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", definition.ACTIVATIONS)
 def test_activation(ops: Any, name: str) -> None:
     x = np.concatenate([np.random.default_rng().standard_normal(300) * 4, [0.0, -0.0, 30, -30, 1e-3, -1e-3]]).astype(np.float32)
     exact = definition.activation(x.astype(np.float64), name)
@@ -1096,7 +1097,7 @@ def missing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None] | Non
 @pytest.mark.parametrize("config", [CONFIG, POST_NORM, XL])
 def test_a_trace_changes_no_bit(ops: Any, precision: str, route: str, config: RobertaPreLayerNormConfig) -> None:
     use(ops, route)
-    kind, inputs = classes_of(config.model_type)[2], ragged((3, 40))
+    kind, inputs = KIN[config.model_type]["ForMaskedLM"], ragged((3, 40))
     tensors = new_model(kind, config).tensors
     model = kind(config, tensors, backend="cupy", matmul_precision=precision)
     exact = kind(config, tensors, backend="numpy", dtype="float64")

@@ -342,3 +342,11 @@ def test_only_what_is_ragged_is_called_so() -> None:
         with pytest.raises(Error) as told:
             Base(CONFIG)(given)
         assert "ragged" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["Model", "ForMaskedLM"])
+def test_a_source_that_an_encoder_does_not_read_is_told_where_the_model_is_called(name: str) -> None:
+    model = CLASSES["RobertaPreLayerNorm" + name](CONFIG)
+    with pytest.warns(UserWarning, match="config.is_decoder is false") as told:
+        model(IDS, encoder_hidden_states=np.zeros((1, 1, 1)))
+    assert [warning.filename for warning in told] == [__file__]

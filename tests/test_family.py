@@ -1,7 +1,13 @@
 """The rest of the family against what Hugging Face's own classes gave (tools/make_golden_family.py), without torch."""
 
+import ast
 import dataclasses
+import importlib
+import inspect
 import json
+import pickle
+import pydoc
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +19,9 @@ import safetensors.numpy
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
 from tinyroberta.config import CONFIGS
-from tinyroberta.models import CLASSES, classes_of
+from tinyroberta.family import KIN
+from tinyroberta.heads import HEADS
+from tinyroberta.models import CLASSES
 from tinyroberta.weights.names import FAMILIES
 
 FOLDER = Path(__file__).parent / "golden_family"
@@ -73,8 +81,30 @@ def test_the_class_has_hugging_faces_name(name: str) -> None:
 def test_every_family_has_the_seven_classes() -> None:
     for model_type, family in FAMILIES.items():
         expected = [name.replace("RobertaPreLayerNorm", family.classes) for name in CLASSES]
-        assert [cls.__name__ for cls in classes_of(model_type)] == expected
-    assert set(NAMES) == {cls.__name__ for kind in FAMILIES for cls in classes_of(kind)} - set(CLASSES)
+        assert [cls.__name__ for cls in KIN[model_type].values()] == expected
+        assert all(cls.model_type == model_type and cls.head is HEADS[head] for head, cls in KIN[model_type].items())
+    assert set(NAMES) == set(tinyroberta.family.__all__) - set(CLASSES)
+
+
+def test_the_stub_that_type_checkers_read_is_current() -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "make_stub.py"))
+    assert tool["STUB"].read_text() == tool["stub"](), "run tools/make_stub.py"
+    names = {node.name for node in ast.parse(tool["stub"]()).body if isinstance(node, ast.ClassDef)}
+    assert names == set(NAMES)
+    assert set(tinyroberta.family.__all__) <= set(tinyroberta.__all__)
+
+
+@pytest.mark.parametrize("name", tinyroberta.family.__all__)
+def test_a_class_made_from_the_tables_is_as_good_as_one_written_out(name: str) -> None:
+    cls = getattr(tinyroberta, name)
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert getattr(importlib.import_module(cls.__module__), cls.__qualname__) is cls
+    assert cls.__module__ == ("tinyroberta.models" if name in CLASSES else "tinyroberta.family")
+    own = CLASSES[name.replace(FAMILIES[cls.model_type].classes, "RobertaPreLayerNorm", 1)]
+    assert issubclass(cls, own)
+    assert inspect.signature(cls.__call__) == inspect.signature(own.__call__)
+    assert cls.__doc__
+    assert cls.__doc__.splitlines()[0] in pydoc.render_doc(cls, renderer=pydoc.plaintext)
 
 
 @every_model
@@ -93,9 +123,9 @@ def test_saving_writes_hugging_faces_names(name: str, tmp_path: Path) -> None:
 def test_new_models_run(model_type: str) -> None:
     sizes = {"vocab_size": 31, "hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 20}
     config = CONFIGS[model_type](**sizes)
-    assert classes_of(model_type)[2](config)([[0, 5, 2]]).logits.shape == (1, 3, 31)
+    assert KIN[model_type]["ForMaskedLM"](config)([[0, 5, 2]]).logits.shape == (1, 3, 31)
     with pytest.raises(Error, match="runs"):
-        classes_of(model_type)[0](dataclasses.replace(config, model_type="bert"))
+        KIN[model_type]["Model"](dataclasses.replace(config, model_type="bert"))
 
 
 @pytest.mark.parametrize("name", ["RobertaModel", "XLMRobertaXLModel"])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from models_for_tests import TOLERANCE, UNIT, Arrays, as_skipped, flatten, new_model, relative_error, shaken
 
 import tinyroberta
+from tinyroberta.backends.numpy import ACTIVATIONS as OURS
 from tinyroberta.models import CLASSES
 
 with warnings.catch_warnings():
@@ -27,7 +28,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.live
 
 OLD = int(transformers.__version__.split(".")[0]) < 5
-ACTIVATIONS = sorted(set(tinyroberta.config.ACTIVATIONS) & set(transformers.activations.ACT2CLS))
+ACTIVATIONS = sorted(set(OURS) & set(transformers.activations.ACT2CLS))
 MASKS = ["none", "right", "left", "holes", "bool", "empty_text"] + (["fractional", "3d"] if OLD else [])
 TYPES = ["absolute", "absolute", "relative_key", "relative_key_query"] if OLD else ["absolute"]
 

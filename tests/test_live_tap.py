@@ -11,9 +11,9 @@ import pytest
 from models_for_tests import relative_error
 from test_tap import model_of, pair, texts
 
-import tinyroberta
 from tinyroberta import trace
 from tinyroberta.config import CONFIGS
+from tinyroberta.family import KIN
 from tinyroberta.weights.names import FAMILIES
 
 with warnings.catch_warnings():
@@ -123,4 +123,4 @@ def test_a_pair(tmp_path: Path) -> None:
 
 def test_the_families_are_all_here() -> None:
     assert set(FAMILIES) == set(CONFIGS)
-    assert {len(tinyroberta.models.classes_of(kind)) for kind in FAMILIES} == {7}
+    assert {len(KIN[kind]) for kind in FAMILIES} == {7}

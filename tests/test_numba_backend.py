@@ -22,9 +22,8 @@ from test_numpy_backend import exact_activation, exact_attention
 import tinyroberta
 import tinyroberta.cli
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import Sequences, Settings, bitwise
+from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise
 from tinyroberta.backends import numpy as reference
-from tinyroberta.config import ACTIVATIONS
 
 pytest.importorskip("numba")
 from tinyroberta.backends import numba as ops
@@ -40,14 +39,14 @@ UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
 WIDTHS = ((1, 1), (5, 33), (65, 20), (3000, 70))  # K, O
 PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
-PRECISIONS = {"highest": 6e-7, "high": 2e-4, "medium": 5e-3}
+ERRORS = {"highest": 6e-7, "high": 2e-4, "medium": 5e-3}
 CUTTERS = tuple(unit for path, unit in (("amx", "tiles"), ("vnni", "dots")) if path in PATHS)
 cutting = pytest.mark.skipif(not CUTTERS, reason="no AMX and no VNNI here")
 
 
 def reached(precision: str, path: str) -> str:
     """The precision at which a path does a precision's products."""
-    unit, precision = paths.unit_of(path, precision)
+    unit, precision = levels.unit_of(path, precision)
     return precision if unit in levels.UNITS else "highest"
 
 
@@ -108,7 +107,7 @@ def test_rows_that_are_not_finite_are_theirs_alone(precision: str, path: str) ->
     x[3, 5], x[17, 0] = np.nan, -np.inf
     y = ops.linear(x, held, np.zeros(40, np.float32))
     assert not np.isfinite(y[[3, 17]]).any()
-    unit, at = paths.unit_of(path, precision)
+    unit, at = levels.unit_of(path, precision)
     if unit in levels.UNITS and at != "medium":
         assert np.isnan(y[[3, 17]]).all()
     kept = np.delete(np.arange(20), [3, 17])
@@ -161,7 +160,7 @@ def test_linear(tokens: int, precision: str, path: str) -> None:
             held = prepared(weight, precision, second)
             y = ops.linear(x, held, bias, activation=activation, residual=residual)
             assert y.dtype == np.float32
-            unit, at = paths.unit_of(path, precision)
+            unit, at = levels.unit_of(path, precision)
             step = steps[at] if unit in levels.UNITS else into * UNIT
             largest = np.abs(x).max(1, keepdims=True) * np.abs(weight).max(1)
             bound = 2 * step * (largest * math.sqrt(into) + 1) + (into + 8) * UNIT * (np.abs(x) @ np.abs(weight).T + 3)
@@ -392,7 +391,7 @@ def test_attention_reads_a_cache_as_it_reads_packed_rows(d: int) -> None:
     np.testing.assert_array_equal(cached, packed)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activation(name: str) -> None:
     random = np.random.default_rng()
     x = np.concatenate([random.standard_normal(500) * 4, random.uniform(-1e-3, 1e-3, 50), [0.0, -0.0, 30, -30]])
@@ -519,7 +518,7 @@ def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(
     ids, mask = texts()
     whole = model(ids, mask).logits
     exact = new_model(cls, config, dtype="float64")(ids, mask).logits
-    assert relative_error(whole, exact) < PRECISIONS[reached(precision, path)]
+    assert relative_error(whole, exact) < ERRORS[reached(precision, path)]
     if path == "blas":
         return
     for one in (1, 3):
@@ -544,7 +543,7 @@ def test_a_decoder_and_its_cache(precision: str, changes: dict[str, Any], path: 
     ids, source = random.integers(3, 300, (3, 40)), random.standard_normal((3, 7, 96))
     given = {"encoder_hidden_states": source} if config.add_cross_attention else {}
     kept = {"output_attentions": True, "head_mask": np.array([[1, 0.5], [0, 1]])}
-    most = 2 * PRECISIONS[reached(precision, path)]  # a small model's
+    most = 2 * ERRORS[reached(precision, path)]  # a small model's
     whole, expected = (m(ids, use_cache=False, **kept, **given) for m in (model, exact))
     assert relative_error(whole.logits, expected.logits) < most
     np.testing.assert_array_equal(model(ids, use_cache=False, head_mask=kept["head_mask"], **given).logits, whole.logits)
@@ -570,7 +569,7 @@ def test_a_feed_forward_too_wide_for_one_product_at_medium(monkeypatch: pytest.M
         new_model(cls, dataclasses.replace(CONFIG, hidden_size=96), **given)(ids, mask).last_hidden_state
         for given in ({"backend": "numba", "matmul_precision": "medium"}, {"dtype": "float64"})
     )
-    assert relative_error(ours, exact) < 2 * PRECISIONS["medium"]
+    assert relative_error(ours, exact) < 2 * ERRORS["medium"]
 
 
 @pytest.mark.usefixtures("path")

@@ -10,7 +10,6 @@ from tinyroberta import Error
 from tinyroberta.backends import BACKENDS, Backend, Sequences, Settings, load_backend
 from tinyroberta.backends import numpy as ops
 from tinyroberta.backends.records import WORDS, Table
-from tinyroberta.config import ACTIVATIONS
 
 TOKENS = (1, 7, 33, 129)
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
@@ -134,7 +133,7 @@ def exact_activation(name: str, x: float) -> float:
     return values[name]
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", ops.ACTIVATIONS)
 def test_activation(name: str) -> None:
     random = np.random.default_rng()
     x = np.concatenate([random.standard_normal(500) * 4, random.uniform(-1e-3, 1e-3, 50), [0.0, -0.0, 30, -30]])

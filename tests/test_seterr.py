@@ -15,6 +15,7 @@ from models_for_tests import Arrays, flatten, new_model
 
 import tinyroberta
 from tinyroberta import EncoderDecoderModel, RobertaPreLayerNormConfig
+from tinyroberta.backends import PRECISIONS
 from tinyroberta.convert import convert
 from tinyroberta.models import CLASSES
 from tinyroberta.text.fill_mask import fill_mask
@@ -32,7 +33,7 @@ MASKS = {"padded": IDS != 1, "fractional": np.where(IDS == 1, 2.5, 1.0)}  # 1 - 
 RUNNING = [
     *({"backend": "numpy", "dtype": dtype} for dtype in ("float32", "float64")),
     {"backend": "numpy", "reproducible": True},
-    *({"backend": "numba", "matmul_precision": precision} for precision in ("highest", "high", "medium")),
+    *({"backend": "numba", "matmul_precision": precision} for precision in PRECISIONS),
     {"backend": "numba", "reproducible": True},
 ]
 LABELS = {

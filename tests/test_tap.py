@@ -15,7 +15,7 @@ from tinyroberta import EncoderDecoderModel, Error, trace
 from tinyroberta.backends import REPRODUCIBLE
 from tinyroberta.backends import numpy as definition
 from tinyroberta.config import CONFIGS
-from tinyroberta.models import classes_of
+from tinyroberta.family import KIN
 from tinyroberta.weights.names import FAMILIES
 
 try:
@@ -77,7 +77,7 @@ def model_of(
     model_type: str = "roberta-prelayernorm", place: int = 2, running: dict[str, Any] | None = None, **config: Any
 ) -> Any:
     """A random model of a family, by the place of its class among the seven."""
-    cls = classes_of(model_type)[place]
+    cls = list(KIN[model_type].values())[place]
     config = {"is_decoder": place == 1} | config
     return new_model(cls, CONFIGS[model_type](**SIZES | config), **(running or {"backend": "numpy"}))
 

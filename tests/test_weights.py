@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel
 from tinyroberta.models import CLASSES, RobertaPreLayerNormPreTrainedModel
+from tinyroberta.tensors import check_layers
 from tinyroberta.weights.checkpoint import Part
 from tinyroberta.weights.hub import checkpoint_folder
-from tinyroberta.weights.names import DECODER, PREFIX, WORDS, check_layers, gather, stored_names
+from tinyroberta.weights.names import DECODER, PREFIX, WORDS, gather, stored_names
 from tinyroberta.weights.safetensors import Tensors, open_tensors, save_tensors, shard_names, shards_beside, size_of
 
 CONFIG = RobertaPreLayerNormConfig(

@@ -1,97 +1,28 @@
 """RoBERTa-PreLayerNorm without a deep-learning framework."""
 
-from . import terminal  # noqa: F401 - first: in a command it sees to Ctrl-C during the imports below
+from . import (
+    family,
+    terminal,  # noqa: F401 - first: in a command it sees to Ctrl-C during the imports below
+)
+from .auto import load
 from .cache import Cache
 from .config import CamembertConfig, RobertaConfig, RobertaPreLayerNormConfig, XLMRobertaConfig, XLMRobertaXLConfig
 from .encoder_decoder import EncoderDecoderModel
 from .errors import Error
-from .family import (
-    CamembertForCausalLM,
-    CamembertForMaskedLM,
-    CamembertForMultipleChoice,
-    CamembertForQuestionAnswering,
-    CamembertForSequenceClassification,
-    CamembertForTokenClassification,
-    CamembertModel,
-    RobertaForCausalLM,
-    RobertaForMaskedLM,
-    RobertaForMultipleChoice,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaModel,
-    XLMRobertaForCausalLM,
-    XLMRobertaForMaskedLM,
-    XLMRobertaForMultipleChoice,
-    XLMRobertaForQuestionAnswering,
-    XLMRobertaForSequenceClassification,
-    XLMRobertaForTokenClassification,
-    XLMRobertaModel,
-    XLMRobertaXLForCausalLM,
-    XLMRobertaXLForMaskedLM,
-    XLMRobertaXLForMultipleChoice,
-    XLMRobertaXLForQuestionAnswering,
-    XLMRobertaXLForSequenceClassification,
-    XLMRobertaXLForTokenClassification,
-    XLMRobertaXLModel,
-)
-from .models import (
-    RobertaPreLayerNormForCausalLM,
-    RobertaPreLayerNormForMaskedLM,
-    RobertaPreLayerNormForMultipleChoice,
-    RobertaPreLayerNormForQuestionAnswering,
-    RobertaPreLayerNormForSequenceClassification,
-    RobertaPreLayerNormForTokenClassification,
-    RobertaPreLayerNormModel,
-    load,
-)
+from .family import *  # noqa: F403 - the seven classes of every family, by their names in family.__all__
 from .tap import trace
 
 __version__ = "0.1.0"
 __all__ = [
     "Cache",
     "CamembertConfig",
-    "CamembertForCausalLM",
-    "CamembertForMaskedLM",
-    "CamembertForMultipleChoice",
-    "CamembertForQuestionAnswering",
-    "CamembertForSequenceClassification",
-    "CamembertForTokenClassification",
-    "CamembertModel",
     "EncoderDecoderModel",
     "Error",
     "RobertaConfig",
-    "RobertaForCausalLM",
-    "RobertaForMaskedLM",
-    "RobertaForMultipleChoice",
-    "RobertaForQuestionAnswering",
-    "RobertaForSequenceClassification",
-    "RobertaForTokenClassification",
-    "RobertaModel",
     "RobertaPreLayerNormConfig",
-    "RobertaPreLayerNormForCausalLM",
-    "RobertaPreLayerNormForMaskedLM",
-    "RobertaPreLayerNormForMultipleChoice",
-    "RobertaPreLayerNormForQuestionAnswering",
-    "RobertaPreLayerNormForSequenceClassification",
-    "RobertaPreLayerNormForTokenClassification",
-    "RobertaPreLayerNormModel",
     "XLMRobertaConfig",
-    "XLMRobertaForCausalLM",
-    "XLMRobertaForMaskedLM",
-    "XLMRobertaForMultipleChoice",
-    "XLMRobertaForQuestionAnswering",
-    "XLMRobertaForSequenceClassification",
-    "XLMRobertaForTokenClassification",
-    "XLMRobertaModel",
     "XLMRobertaXLConfig",
-    "XLMRobertaXLForCausalLM",
-    "XLMRobertaXLForMaskedLM",
-    "XLMRobertaXLForMultipleChoice",
-    "XLMRobertaXLForQuestionAnswering",
-    "XLMRobertaXLForSequenceClassification",
-    "XLMRobertaXLForTokenClassification",
-    "XLMRobertaXLModel",
     "load",
     "trace",
 ]
+__all__ += family.__all__

@@ -105,8 +105,9 @@ def _positive(text: str) -> int:
 
 def fill_mask(arguments: argparse.Namespace) -> int:
     """Print the likeliest words for the mask in each sentence (<mask>, or as the tokenizer calls it) and their probabilities."""
+    from .auto import class_of
     from .demo import FOLDER
-    from .models import RobertaPreLayerNormForMaskedLM, class_of, classes_of
+    from .family import KIN
     from .text.fill_mask import fill_mask as fill
     from .text.tokenizer import load_tokenizer
     from .weights.checkpoint import open_checkpoint
@@ -120,11 +121,11 @@ def fill_mask(arguments: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(folder)
     stored = open_checkpoint(folder)
     _, config = class_of(folder, stored)
-    (kind,) = (cls for cls in classes_of(config.model_type) if issubclass(cls, RobertaPreLayerNormForMaskedLM))
+    kind = KIN[config.model_type]["ForMaskedLM"]
     if not any("lm_head" in name for name in stored):
         held = (config.architectures or ["the bare model"])[0]
         raise Error(f"{folder} holds no masked-language-model head, which fill-mask reads: its config.json names {held}")
-    model = kind.from_stored(stored, config, str(folder), backend=arguments.backend or ("numpy" if embedded else None))
+    model: Any = kind.from_stored(stored, config, str(folder), backend=arguments.backend or ("numpy" if embedded else None))
     failed = False
     for text in texts:
         try:

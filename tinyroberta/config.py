@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from .backends.numpy import ACTIVATIONS
 from .errors import Error
 from .weights.checkpoint import read_config
 from .weights.files import write_json
 from .weights.hub import checkpoint_folder
 
-ACTIVATIONS = (
-    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
-    "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu",
-    "sqrtsoftplus", "swish", "tanh",
-)  # fmt: skip
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 MOST_LABELS = 2**20
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import models
+from .auto import load
 from .encoder_decoder import EncoderDecoderModel
 from .errors import Error, ieee
 from .progress import progress
@@ -58,7 +58,7 @@ def convert(
     if destination.is_symlink() or destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise Error(f"{destination} is already there; give a folder that is new or empty")
     folder = checkpoint_folder(source, revision, beside=True)
-    model = models.load(folder, backend="numpy")
+    model = load(folder, backend="numpy")
     if isinstance(model, EncoderDecoderModel):
         raise Error(f"{folder} holds an encoder-decoder, two models in one: load it and call its save_pretrained instead")
     with warnings.catch_warnings():

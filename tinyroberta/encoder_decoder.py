@@ -9,21 +9,16 @@ import numpy as np
 
 from . import generation, losses, tap
 from .backends import Array
+from .call import Options, Past
 from .config import RobertaPreLayerNormConfig, config_from
 from .errors import Error, ieee
+from .family import KIN
 from .inputs import as_array, check_ids, check_integers, on_gpu
-from .keywords import running_of
-from .models import (
-    Options,
-    Past,
-    RobertaPreLayerNormForCausalLM,
-    RobertaPreLayerNormModel,
-    RobertaPreLayerNormPreTrainedModel,
-    Running,
-    classes_of,
-)
+from .keywords import Running, running_of
+from .models import RobertaPreLayerNormForCausalLM, RobertaPreLayerNormModel, RobertaPreLayerNormPreTrainedModel
 from .outputs import BaseModelOutputWithPoolingAndCrossAttentions, Seq2SeqLMOutput
 from .plan import plan
+from .tensors import check_layers
 from .weights import names
 from .weights.checkpoint import Part, Stored, open_checkpoint, read_config, read_generation_config
 from .weights.files import write_json
@@ -51,7 +46,7 @@ def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
     """
     tied, held = content.get("tie_encoder_decoder") is True, {part: Part(stored, part) for part in ("encoder", "decoder")}
     found: Parts = {}
-    for part, other, place in (("encoder", "decoder", 0), ("decoder", "encoder", 1)):
+    for part, other, head in (("encoder", "decoder", "Model"), ("decoder", "encoder", "ForCausalLM")):
         if not isinstance(content.get(part), dict):
             raise Error(f"{where}: config.json holds no {part}")
         seen = [*held[part], *(held[other] if tied else ())]
@@ -59,12 +54,9 @@ def parts_of(content: Mapping[str, Any], stored: Stored, where: str) -> Parts:
         if config.model_type not in names.FAMILIES:
             known = ", ".join(names.FAMILIES)
             raise Error(f"{where}: the {part}'s model_type is {config.model_type!r}; this version runs {known}")
-        kind, tensors = (
-            classes_of(config.model_type)[place],
-            held[part],
-        )  # of the seven: the bare model, the causal language model
+        kind, tensors = KIN[config.model_type][head], held[part]
         if tied:
-            names.check_layers(config, stored, f"{where} ({part})")
+            check_layers(config, stored, f"{where} ({part})")
             wanted = kind.encoder_shapes(config)
             own, theirs = (
                 names.own_names(held[side], where, names.FAMILIES[config.model_type], wanted) for side in (part, other)

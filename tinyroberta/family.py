@@ -1,193 +1,33 @@
-"""The rest of the family by Hugging Face's names: the seven classes again for every other model_type.
+"""The family by Hugging Face's names: two tables, FAMILIES x HEADS, and a class for each pair of them.
 
-Nothing differs but model_type: names.FAMILIES says what follows from it, forward.py where the norm stands.
+The classes of roberta-prelayernorm are written out in models.py; every other is one of them with another model_type, and nothing
+else differs: names.FAMILIES says what follows from it, forward.py where the norm stands. tools/make_stub.py writes family.pyi,
+where type checkers and editors read the names.
 """
 
-from .models import (
-    RobertaPreLayerNormForCausalLM,
-    RobertaPreLayerNormForMaskedLM,
-    RobertaPreLayerNormForMultipleChoice,
-    RobertaPreLayerNormForQuestionAnswering,
-    RobertaPreLayerNormForSequenceClassification,
-    RobertaPreLayerNormForTokenClassification,
-    RobertaPreLayerNormModel,
-)
+from .heads import HEADS
+from .models import CLASSES, RobertaPreLayerNormPreTrainedModel
+from .weights.names import FAMILIES
 
-# RoBERTa, post-norm.
+Class = type[RobertaPreLayerNormPreTrainedModel]
+OWN = RobertaPreLayerNormPreTrainedModel.model_type
 
 
-class RobertaModel(RobertaPreLayerNormModel):
-    """Mirrors transformers' RobertaModel."""
+def named(model_type: str, head: str) -> str:
+    """How transformers calls the class of a family and a head."""
+    return FAMILIES[model_type].classes + head
 
-    model_type = "roberta"
 
+def made(model_type: str, head: str) -> Class:
+    """A class of a family, which is this module's by its name."""
+    name, base = named(model_type, head), CLASSES[named(OWN, head)]
+    fields = {"model_type": model_type, "__module__": __name__, "__doc__": f"Mirrors transformers' {name}."}
+    return type(name, (base,), fields)
 
-class RobertaForCausalLM(RobertaPreLayerNormForCausalLM):
-    """Mirrors transformers' RobertaForCausalLM."""
 
-    model_type = "roberta"
-
-
-class RobertaForMaskedLM(RobertaPreLayerNormForMaskedLM):
-    """Mirrors transformers' RobertaForMaskedLM."""
-
-    model_type = "roberta"
-
-
-class RobertaForSequenceClassification(RobertaPreLayerNormForSequenceClassification):
-    """Mirrors transformers' RobertaForSequenceClassification."""
-
-    model_type = "roberta"
-
-
-class RobertaForMultipleChoice(RobertaPreLayerNormForMultipleChoice):
-    """Mirrors transformers' RobertaForMultipleChoice."""
-
-    model_type = "roberta"
-
-
-class RobertaForTokenClassification(RobertaPreLayerNormForTokenClassification):
-    """Mirrors transformers' RobertaForTokenClassification."""
-
-    model_type = "roberta"
-
-
-class RobertaForQuestionAnswering(RobertaPreLayerNormForQuestionAnswering):
-    """Mirrors transformers' RobertaForQuestionAnswering."""
-
-    model_type = "roberta"
-
-
-# XLM-RoBERTa: RoBERTa in a hundred languages.
-
-
-class XLMRobertaModel(RobertaPreLayerNormModel):
-    """Mirrors transformers' XLMRobertaModel."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForCausalLM(RobertaPreLayerNormForCausalLM):
-    """Mirrors transformers' XLMRobertaForCausalLM."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForMaskedLM(RobertaPreLayerNormForMaskedLM):
-    """Mirrors transformers' XLMRobertaForMaskedLM."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForSequenceClassification(RobertaPreLayerNormForSequenceClassification):
-    """Mirrors transformers' XLMRobertaForSequenceClassification."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForMultipleChoice(RobertaPreLayerNormForMultipleChoice):
-    """Mirrors transformers' XLMRobertaForMultipleChoice."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForTokenClassification(RobertaPreLayerNormForTokenClassification):
-    """Mirrors transformers' XLMRobertaForTokenClassification."""
-
-    model_type = "xlm-roberta"
-
-
-class XLMRobertaForQuestionAnswering(RobertaPreLayerNormForQuestionAnswering):
-    """Mirrors transformers' XLMRobertaForQuestionAnswering."""
-
-    model_type = "xlm-roberta"
-
-
-# CamemBERT: RoBERTa in French.
-
-
-class CamembertModel(RobertaPreLayerNormModel):
-    """Mirrors transformers' CamembertModel."""
-
-    model_type = "camembert"
-
-
-class CamembertForCausalLM(RobertaPreLayerNormForCausalLM):
-    """Mirrors transformers' CamembertForCausalLM."""
-
-    model_type = "camembert"
-
-
-class CamembertForMaskedLM(RobertaPreLayerNormForMaskedLM):
-    """Mirrors transformers' CamembertForMaskedLM."""
-
-    model_type = "camembert"
-
-
-class CamembertForSequenceClassification(RobertaPreLayerNormForSequenceClassification):
-    """Mirrors transformers' CamembertForSequenceClassification."""
-
-    model_type = "camembert"
-
-
-class CamembertForMultipleChoice(RobertaPreLayerNormForMultipleChoice):
-    """Mirrors transformers' CamembertForMultipleChoice."""
-
-    model_type = "camembert"
-
-
-class CamembertForTokenClassification(RobertaPreLayerNormForTokenClassification):
-    """Mirrors transformers' CamembertForTokenClassification."""
-
-    model_type = "camembert"
-
-
-class CamembertForQuestionAnswering(RobertaPreLayerNormForQuestionAnswering):
-    """Mirrors transformers' CamembertForQuestionAnswering."""
-
-    model_type = "camembert"
-
-
-# XLM-RoBERTa-XL: pre-norm, its embeddings not normed.
-
-
-class XLMRobertaXLModel(RobertaPreLayerNormModel):
-    """Mirrors transformers' XLMRobertaXLModel."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForCausalLM(RobertaPreLayerNormForCausalLM):
-    """Mirrors transformers' XLMRobertaXLForCausalLM."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForMaskedLM(RobertaPreLayerNormForMaskedLM):
-    """Mirrors transformers' XLMRobertaXLForMaskedLM."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForSequenceClassification(RobertaPreLayerNormForSequenceClassification):
-    """Mirrors transformers' XLMRobertaXLForSequenceClassification."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForMultipleChoice(RobertaPreLayerNormForMultipleChoice):
-    """Mirrors transformers' XLMRobertaXLForMultipleChoice."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForTokenClassification(RobertaPreLayerNormForTokenClassification):
-    """Mirrors transformers' XLMRobertaXLForTokenClassification."""
-
-    model_type = "xlm-roberta-xl"
-
-
-class XLMRobertaXLForQuestionAnswering(RobertaPreLayerNormForQuestionAnswering):
-    """Mirrors transformers' XLMRobertaXLForQuestionAnswering."""
-
-    model_type = "xlm-roberta-xl"
+KIN: dict[str, dict[str, Class]] = {  # a model_type's classes by their heads
+    model_type: {head: CLASSES[named(OWN, head)] if model_type == OWN else made(model_type, head) for head in HEADS}
+    for model_type in FAMILIES
+}
+__all__ = sorted(cls.__name__ for kin in KIN.values() for cls in kin.values())
+globals().update({cls.__name__: cls for kin in KIN.values() for cls in kin.values()})

@@ -1,9 +1,11 @@
-"""From what a call is given, (B, S), to packed tokens, (T,), and back: checks, positions, masks, packing.
+"""From what a call is given, (B, S) or texts of any lengths, to packed tokens, (T,), and back: checks, positions, masks, packing.
 
 Two routes. Packed: only attended tokens are rows, so nothing is spent on padding. Whole: every position is a row and the
 mask is added to the scores, as Hugging Face does; taken for whatever packing cannot say.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -17,13 +19,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Rows(NamedTuple):
-    """The tokens of a call that are computed, and what they may read."""
+    """The tokens of a call that are computed, and what they may read.
+
+    The rows of text b are query_start[b] : query_start[b + 1] of `sequences`. They are its tokens, in order; a text whose
+    position 0 is padding has one row more, the last, which is that position's (`_packed` says why).
+    """
 
     shape: tuple[int, int]  # (B, S)
-    places: Array | None  # (T,) of B * S, sorted within a sequence but for its first; None: every place
+    places: Array | None  # (T,), where each row stands among the B * S positions; None: every position is a row
     sequences: Sequences
-    bias: Array | None  # (B, 1, 1 or S, Sk)
-    shown: Array | None  # (B, S) bool: outputs elsewhere are 0; None: all are shown
+    first_rows: Array | slice  # (B,), the row of each text's position 0
+    attended: Array | None = None  # (T,) bool: whether the row is a token of its text, or padding; None: all are tokens
+    bias: Array | None = None  # (B, 1, 1 or S, Sk)
+    shown: Array | None = None  # (B, S) bool: outputs elsewhere are 0; None: all are shown
 
     def pack(self, x: Array) -> Array:  # (B, S, ...) -> (T, ...)
         x = x.reshape(-1, *x.shape[2:])
@@ -51,18 +59,25 @@ class Rows(NamedTuple):
                 whole[b] = p
             else:
                 rows = self.places[self.sequences.query_start[b] : self.sequences.query_start[b + 1]] - b * S
-                columns = rows[: p.shape[2]] if own else np.arange(keys)
+                columns = rows[: p.shape[2]] if own else np.arange(keys)  # a text's tokens come first, and are its keys
                 whole[b][:, rows[:, None], columns] = p
         if self.shown is not None:
             whole.transpose(0, 2, 1, 3)[~self.shown] = 0
         return whole
 
     def first(self, x: Array) -> Array:  # (T, D) -> (B, D)
-        """The rows of every sequence's position 0."""
-        B, S = self.shape
-        if self.places is None:
-            return x.reshape(B, S, -1)[:, 0]
-        return x[np.flatnonzero(self.places % S == 0)]
+        """The rows of every text's position 0, padding or not, as Hugging Face's heads read it."""
+        return x[self.first_rows]
+
+    def mean(self, x: Array) -> Array:  # (T, D) -> (B, D)
+        """The mean of every text's tokens, wherever its padding stands; 0 for a text that has none."""
+        starts = self.sequences.query_start.tolist()
+        means = np.zeros_like(x, shape=(self.shape[0], x.shape[1]))
+        for b, (start, end) in enumerate(pairwise(starts)):
+            rows = x[start:end] if self.attended is None else x[start:end][self.attended[start:end]]
+            if len(rows):
+                means[b] = rows.sum(0) / len(rows)
+        return means
 
 
 def arrange(
@@ -73,7 +88,7 @@ def arrange(
     `whole` asks for that route, `skip` for 0 at padding. Raises Error on a mask of another shape.
     """
     (B, S), cached, past = shape, past is not None, past or 0
-    every = Rows(shape, None, even(B, S, past + S, causal, cached), None, None)
+    every = Rows(shape, None, even(B, S, past + S, causal, cached), slice(0, None, S))
     if mask is None:
         return every
     allowed = [(B, past + S), (1, past + S), (B, S, past + S), (1, S, past + S)]
@@ -91,7 +106,9 @@ def arrange(
     if packs:
         shown = attended[:, past:].copy()
         shown[:, 0] = True
-    return Rows(shape, None, even(B, S, past + S, False, cached), additive(mask, S, causal, dtype), shown)
+    tokens = (mask[:, past:] != 0).ravel() if mask.ndim == 2 else None
+    bias = additive(mask, S, causal, dtype)
+    return Rows(shape, None, even(B, S, past + S, False, cached), slice(0, None, S), tokens, bias, shown)
 
 
 def even(B: int, queries: int, keys: int, causal: bool, cached: bool) -> Sequences:
@@ -103,16 +120,37 @@ def even(B: int, queries: int, keys: int, causal: bool, cached: bool) -> Sequenc
 
 
 def _packed(attended: Array, causal: bool) -> Rows:
-    """Attended tokens in order; where position 0 is not one of them it follows as a query that no token reads."""
+    """The attended tokens as rows, text by text.
+
+    Heads read a text's position 0. Where that is padding, Hugging Face still computes it: as a query of the text's tokens that
+    no token reads. So it is a row too. It stands behind the text's tokens, since a text's keys are its first `key_length` rows.
+    """
     B, S = attended.shape
-    lone = ~attended[:, 0]
+    padded = ~attended[:, 0]
     lengths = attended.sum(1, dtype=np.int32)
-    places = []
-    for b in range(B):
-        row = np.flatnonzero(attended[b])
-        places.append(b * S + (np.append(row, 0) if lone[b] else row))
-    starts = np.concatenate([[0], np.cumsum(lengths + lone)]).astype(np.int32)
-    return Rows((B, S), np.concatenate(places), Sequences(starts, starts[:-1], lengths, causal), None, None)
+    places = np.flatnonzero(attended)
+    starts = _starts(lengths + padded)
+    first_rows, tokens = starts[:-1], None
+    if padded.any():
+        ends = lengths.cumsum()[padded]
+        places = np.insert(places, ends, np.flatnonzero(padded) * S)
+        tokens = np.insert(np.ones(lengths.sum(), bool), ends, False)
+        first_rows = np.where(padded, starts[1:] - 1, first_rows)
+    return Rows((B, S), places, Sequences(starts, starts[:-1], lengths, causal), first_rows, tokens)
+
+
+def ragged(lengths: Array, causal: bool) -> Rows:
+    """The rows of texts that stand packed already, (B,) lengths: those of the texts padded on the right, and their mask."""
+    B, S = len(lengths), int(lengths.max())
+    if bool((lengths == S).all()):
+        return Rows((B, S), None, even(B, S, S, causal, False), slice(0, None, S))
+    starts = _starts(lengths)
+    places = np.arange(starts[-1]) + np.repeat(np.arange(B) * S - starts[:-1], lengths)
+    return Rows((B, S), places, Sequences(starts, starts[:-1], lengths.astype(np.int32), causal), starts[:-1])
+
+
+def _starts(lengths: Array) -> Array:  # (B,) -> (B + 1,) int32
+    return np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
 
 
 def additive(mask: Array, queries: int, causal: bool, dtype: Any) -> Array:  # (B, Sk) or (B, Sq, Sk) -> (B, 1, 1 or Sq, Sk)
@@ -206,6 +244,19 @@ def check_range(ids: Array, name: str, size: int) -> None:
         raise RangeError(f"{name} holds {wrong}; this model allows 0 to {size - 1}")
 
 
+def check_texts(texts: Sequence[Any], size: int) -> tuple[Array, Array]:
+    """The ids of texts of any lengths, one after another, (T,) int64, and their lengths, (B,); raises Error as check_ids."""
+    rows = [check_integers(text, f"text {b}") if len(text) else np.zeros(0, np.int64) for b, text in enumerate(texts)]
+    lengths = np.array([len(row) for row in rows])
+    if not lengths.all() or not rows:
+        raise Error(f"the texts have {lengths.tolist()} tokens; there must be at least one text, and one token in each")
+    if wrong := [b for b, row in enumerate(rows) if row.ndim != 1]:
+        raise Error(f"text {wrong[0]} has shape {rows[wrong[0]].shape}; it must be (tokens,)")
+    ids = np.concatenate(rows)
+    check_range(ids, "input_ids", size)
+    return ids, lengths
+
+
 def position_ids_of(
     given: Any, ids: Array | None, shape: tuple[int, int], past: int, config: RobertaPreLayerNormConfig
 ) -> Array:  # -> (B, S)
@@ -214,24 +265,43 @@ def position_ids_of(
     Mirrors create_position_ids_from_input_ids, and create_position_ids_from_inputs_embeds (which ignores a cache) where there are
     no ids. Raises RangeError where a text is too long.
     """
-    pad, limit, absolute = config.pad_token_id, config.max_position_embeddings, config.position_embedding_type == "absolute"
+    absolute = config.position_embedding_type == "absolute"
     if given is not None:
         positions = check_integers(given, "position_ids")
         if positions.shape not in (shape, (1, shape[1]), (shape[1],)):
             raise Error(f"position_ids has shape {positions.shape}; it must be {shape}")
         if absolute:
-            check_range(positions, "position_ids", limit)
+            check_range(positions, "position_ids", config.max_position_embeddings)
         spread: Array = np.broadcast_to(positions, shape)
         return spread
-    if pad is None:
-        raise Error("config.pad_token_id is None, so positions cannot be counted: give position_ids")
+    pad = _pad_token(config)
     real = None if ids is None else ids != pad
     if real is None or real.all():
         start = pad + 1 + (0 if real is None else past)
         positions = np.broadcast_to(np.arange(start, start + shape[1]), shape)
     else:
         positions = (np.cumsum(real, 1) + past) * real + pad
-    if absolute and positions.size and positions.max() >= limit:
+    return _within_reach(positions, pad, config)
+
+
+def packed_position_ids(ids: Array, lengths: Array, config: RobertaPreLayerNormConfig) -> Array:  # (T,), (B,) -> (T,)
+    """The same for texts that stand packed."""
+    pad = _pad_token(config)
+    real = ids != pad
+    count = np.concatenate([[0], real.cumsum()])  # real tokens before each row, of all texts
+    before = np.repeat(count[_starts(lengths)[:-1]], lengths)
+    return _within_reach((count[1:] - before) * real + pad, pad, config)
+
+
+def _pad_token(config: RobertaPreLayerNormConfig) -> int:
+    if config.pad_token_id is None:
+        raise Error("config.pad_token_id is None, so positions cannot be counted: give position_ids")
+    return config.pad_token_id
+
+
+def _within_reach(positions: Array, pad: int, config: RobertaPreLayerNormConfig) -> Array:
+    absolute = config.position_embedding_type == "absolute"
+    if absolute and positions.size and positions.max() >= config.max_position_embeddings:
         longest = int(positions.max()) - pad
         raise RangeError(f"a text has {longest} tokens; this model reads at most {config.usable_length}: cut or split the text")
     return positions

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from . import models
+from .auto import class_of
 from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel, Parts, is_pair, parts_of
 from .errors import Error
+from .tensors import check_layers
 from .terminal import print_rich
 from .weights import names
 from .weights.checkpoint import Part, Stored, read_config, weight_files, weights_of
@@ -45,9 +46,7 @@ def inspect(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     try:
         content = read_config(folder)
         pair = is_pair(content)
-        parts: Parts = (
-            parts_of(content, taken, str(folder)) if pair else {"": (*models.class_of(folder, stored), Part(taken, ""))}
-        )
+        parts: Parts = parts_of(content, taken, str(folder)) if pair else {"": (*class_of(folder, stored), Part(taken, ""))}
         classes = ", ".join(cls.__name__ for cls, _, _ in parts.values())
         architecture = f"{EncoderDecoderModel.__name__} ({classes})" if pair else classes
         model_type = MODEL_TYPE if pair else parts[""][1].model_type
@@ -100,7 +99,7 @@ def gathered(folder: Path, parts: Parts, taken: "Taken") -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for part, (cls, config, held) in parts.items():
         where = f"{folder} ({part})" if part else str(folder)
-        names.check_layers(config, held, where)
+        check_layers(config, held, where)
         shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
         tensors = names.gather(held, *shapes, config.tie_word_embeddings, where, family, left=lambda _: None)
         arrays |= {joined(part, name): value for name, value in tensors.items()}

@@ -1,16 +1,33 @@
-"""Keywords of transformers' from_pretrained: those that change nothing here are taken, the others refused by name."""
+"""How a model is run, and transformers' keywords: those that change nothing here are taken, the others refused by name."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from .backends import DTYPES
+from .backends import DTYPES, PRECISIONS, Settings, default_backend, load_backend
 from .config import RobertaPreLayerNormConfig
 from .errors import Error
 
-RUNNING = ("backend", "dtype", "matmul_precision", "threads", "reproducible")
+
+class Running(TypedDict, total=False):
+    """How a model is run: the same arguments for load, from_pretrained and a new model.
+
+    backend: its name, None for numba where that is installed and can run the model, else numpy; dtype: "float32" or "float64";
+    matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the
+    outputs but for losses have the same bits on every machine, path, number of threads and in any batch, as backends/bitwise.py
+    defines them.
+    """
+
+    backend: str | None
+    dtype: str
+    matmul_precision: str
+    threads: int | None
+    reproducible: bool
+
+
+RUNNING = tuple(Running.__annotations__)
 OWN = ("config", "revision", "transformers_version", *RUNNING)
 FIELDS = {field.name for field in dataclasses.fields(RobertaPreLayerNormConfig)} - {"extra"}
 OFF = (None, False)
@@ -64,7 +81,7 @@ OTHERS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
 
 
 def running_of(given: Mapping[str, Any], local: bool) -> Any:
-    """What is left of from_pretrained's keywords once transformers' are taken: how the model is run (models.Running).
+    """What is left of from_pretrained's keywords once transformers' are taken: how the model is run (Running).
 
     `local` says that the checkpoint is on this disk. Raises Error on a keyword that is unknown, and on one whose value asks for
     what this library does not do.
@@ -106,3 +123,27 @@ def dtype_name(given: Any, name: str = "dtype") -> str:
         half = ' (weights stay as they are stored; matmul_precision="medium" computes in bf16)' if "16" in told else ""
         raise Error(f"{name} is {told!r}; it must be one of {', '.join(DTYPES)}{half}")
     return told
+
+
+def settings_of(
+    backend: str | None = None,
+    dtype: str = "float32",
+    matmul_precision: str = "highest",
+    threads: int | None = None,
+    reproducible: bool = False,
+    **unknown: Any,
+) -> tuple[str, Settings]:
+    """A backend's name and the settings for it; raises Error on a value that is none of the allowed ones.
+
+    float64 is NumPy's alone, so it is the backend where none is named.
+    """
+    if unknown:
+        raise Error(f"a model does not know {', '.join(sorted(unknown))}; it takes {', '.join(RUNNING)}")
+    dtype = dtype_name(dtype)
+    if matmul_precision not in PRECISIONS:
+        raise Error(f"matmul_precision is {matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
+    backend = backend or ("numpy" if dtype == "float64" else default_backend())
+    load_backend(backend, reproducible)
+    return backend, Settings(dtype, matmul_precision, threads, bool(reproducible))

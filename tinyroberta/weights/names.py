@@ -1,4 +1,4 @@
-"""The checkpoint's names: which tensors a model holds, and how the names in a file become those.
+"""The checkpoint's names: how the names in a file become a model's, and back.
 
 Mirrors what transformers' from_pretrained accepts for roberta-prelayernorm (5.23.0; where 4.57.6 differs gather says so). This
 library's names are the checkpoint's without its prefix; xlm-roberta-xl alone calls its norms otherwise, and gets
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import RobertaPreLayerNormConfig
 from ..errors import Error
 from .checkpoint import Stored as Stored
 from .checkpoint import unwrapped
@@ -68,76 +67,6 @@ def model_type_of(stored: Iterable[str]) -> str:
     if any(".self_attn_layer_norm." in name for name in stored):
         return "xlm-roberta-xl"
     return "roberta-prelayernorm" if placed_before(stored) else "roberta"
-
-
-def encoder_shapes(config: RobertaPreLayerNormConfig, pooler: bool) -> dict[str, Shape]:
-    """The bare model's tensors, name to shape (specified by transformers' RobertaPreLayerNormModel.state_dict())."""
-    D, I, d, family = config.hidden_size, config.intermediate_size, config.head_size, FAMILIES[config.model_type]
-    before, after = ("attention.LayerNorm", "intermediate.LayerNorm"), ("attention.output.LayerNorm", "output.LayerNorm")
-    norms = before if family.pre_norm else after
-    shapes: dict[str, Shape] = {
-        WORDS: (config.vocab_size, D),
-        "embeddings.position_embeddings.weight": (config.max_position_embeddings, D),
-        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, D),
-    }
-    if family.embedding_norm:
-        shapes |= _norm("embeddings.LayerNorm", D)
-    for index in range(config.num_hidden_layers):
-        layer = f"encoder.layer.{index}."
-        width = D - d * len(config.pruned_heads.get(index, ()))
-        shapes |= _norm(layer + norms[0], D) | _attention(layer + "attention", D, width)
-        if config.position_embedding_type != "absolute":
-            shapes[layer + "attention.self.distance_embedding.weight"] = (2 * config.max_position_embeddings - 1, d)
-        if config.add_cross_attention:
-            shapes |= _norm(f"{layer}cross{norms[0]}", D) | _attention(layer + "crossattention", D, D)
-        shapes |= _norm(layer + norms[1], D)
-        shapes |= _dense(layer + "intermediate.dense", I, D) | _dense(layer + "output.dense", D, I)
-    if family.pre_norm:
-        shapes |= _norm("LayerNorm", D)
-    return shapes | (_dense("pooler.dense", D, D) if pooler else {})
-
-
-def lm_head_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
-    D, V = config.hidden_size, config.vocab_size
-    return _dense("lm_head.dense", D, D) | _norm("lm_head.layer_norm", D) | _dense("lm_head.decoder", V, D)
-
-
-def classification_head_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
-    D = config.hidden_size
-    return _dense("classifier.dense", D, D) | _dense("classifier.out_proj", config.num_labels or 0, D)
-
-
-def token_classifier_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
-    return _dense("classifier", config.num_labels or 0, config.hidden_size)
-
-
-def choice_classifier_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
-    return _dense("classifier", 1, config.hidden_size)
-
-
-def qa_outputs_shapes(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
-    return _dense("qa_outputs", config.num_labels or 0, config.hidden_size)
-
-
-def _dense(name: str, out: int, into: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-
-def _norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _attention(name: str, D: int, width: int) -> dict[str, Shape]:
-    shapes = _dense(f"{name}.output.dense", D, width)
-    for part in ("query", "key", "value"):
-        shapes |= _dense(f"{name}.self.{part}", width, D)
-    return shapes
-
-
-def check_layers(config: RobertaPreLayerNormConfig, stored: Stored, where: str) -> None:
-    """Raise Error where a configuration has more layers than the file has tensors, before names are made for each of them."""
-    if config.num_hidden_layers > len(stored):
-        raise Error(f"{where}: config.json says {config.num_hidden_layers} layers, the weights are only {len(stored)} tensors")
 
 
 def gather(

@@ -42,8 +42,8 @@ from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
 from .buffers import by_numpy
 from .compiled import keep_promises, warmup
-from .operands import Cut, Operand, whole_rows
-from .paths import chosen_path, describe, unit_of
+from .operands import BF16, Cut, Operand, whole_rows
+from .paths import chosen_path, describe
 from .products import blas, fma, levels, outputs
 from .recordings import Prepared, recorded
 from .threads import limited
@@ -172,7 +172,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
         bitwise.check(settings)
     elif settings.dtype != "float32":
         raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
-    unit, precision = unit_of(chosen_path(), settings.matmul_precision, exact)
+    unit, precision = levels.unit_of(chosen_path(), settings.matmul_precision, exact)
     cuts = levels.cuts_of(precision, exact)
 
     def sliced(parts: list[Array], cut: Any) -> Any:
@@ -189,7 +189,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     def gain(weight: Array) -> Any:
         return Gain(weight, cuts[0][0]) if len(weight) <= bitwise.DEEPEST else weight
 
-    halves = unit in SLICED and precision == "medium" and not exact
+    halves = unit in SLICED and cuts[0][0].kind == BF16
     count = sum(4 * part.size for record in each(tree) if isinstance(record, Dense) for part in record.parts)
     with progress(count, "packing weights", after=1.0) as told:
 
@@ -204,7 +204,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
 
 
 def given_on(layer: Dense) -> int:
-    """In which form medium hands on a layer's result: as bf16 to attention and to a second product, which read only that."""
+    """In which form a level of bf16 hands on a result: as bf16 to attention and to a second product, which read only that."""
     form = {ATTENTION: outputs.GIVES_BF16, ACTIVATION: outputs.GIVES_BLOCKS}.get(layer.feeds, outputs.GIVES_FLOAT32)
     within = all(len(part) <= bitwise.DEEPEST for part in layer.parts)  # what reads it must not want it in pieces
     return form if within else outputs.GIVES_FLOAT32

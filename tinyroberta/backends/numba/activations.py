@@ -22,9 +22,8 @@ from .machine.memory import allocate, floats, free
 from .threads import parallel
 
 BLOCK = 4096  # numbers that a thread takes at a time
-NAMES = ("identity", "gelu", "gelu_10", "gelu_new", "gelu_fast", "hardswish", "laplace", "leaky_relu", "mish", "quick_gelu",
-         "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "tanh")  # fmt: skip
-CODES = {name: NAMES.index(function.__name__) for name, function in bitwise.ACTIVATIONS.items()}
+FUNCTIONS = list(dict.fromkeys([bitwise.identity, *bitwise.ACTIVATIONS.values()]))  # several names have one function
+CODES = {name: FUNCTIONS.index(function) for name, function in bitwise.ACTIVATIONS.items()}
 NONE = CODES["linear"]
 PHI_POLYNOMIAL = tuple(map(np.float32, (
     0.0027057330737802615, -0.0061959747169267835, 0.007317668680711202, -0.01314275269766987, 0.025363911897125356,
@@ -43,8 +42,8 @@ def rough_gelu(x):
     return x * y.fused(p, bitwise.HALF)
 
 
-activate_all = lanes_of([*(getattr(bitwise, name) for name in NAMES), rough_gelu])
-GELU, ROUGH_GELU = NAMES.index("gelu"), len(NAMES)
+activate_all = lanes_of([*FUNCTIONS, rough_gelu])
+GELU, ROUGH_GELU = CODES["gelu"], len(FUNCTIONS)
 
 
 @njit(error_model="numpy")

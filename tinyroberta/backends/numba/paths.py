@@ -1,7 +1,7 @@
 """Which unit multiplies: tiles, dot products, float32 fused multiply-adds, or NumPy's BLAS.
 
-TINYROBERTA_CPU=amx|vnni|fma|blas forces a path. amx is tiles for every precision. vnni is dot products where they are faster
-than multiply-adds: for medium, of bf16, and for high, of bytes. The six products of highest are not.
+TINYROBERTA_CPU=amx|vnni|fma|blas forces a path. amx is tiles for every precision. vnni is dot products for the precisions whose
+row in products/levels.py says that they are faster than multiply-adds.
 """
 
 import os
@@ -49,15 +49,6 @@ def chosen_path() -> str:
     if against is not None:
         raise Error(f"TINYROBERTA_CPU={asked} cannot run here: {against}")
     return asked
-
-
-def unit_of(path: str, precision: str, reproducible: bool = False) -> tuple[str, str]:
-    """The unit of products/ that a path uses at a precision, and at which precision it does the products."""
-    if reproducible:  # sums of digits' products, which every unit gives alike
-        return {"amx": "tiles", "vnni": "dots"}.get(path, "digits"), precision
-    if path == "vnni" and precision != "highest":
-        return "dots", precision if BF16_DOTS else "high"
-    return {"amx": "tiles", "vnni": "fma"}.get(path, path), precision
 
 
 def describe() -> list[str]:

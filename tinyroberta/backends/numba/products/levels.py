@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 from ..compiled import Kernel
 from ..machine import amx
-from ..operands import ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
+from ..machine.features import BF16_DOTS
+from ..operands import BF16, ROUNDED, THREE_DIGITS, TWO_DIGITS, Operand
 from ..sizes import ROW
 from .dots import bf16_dots, digit_dots
 from .launch import chunks_of, run
@@ -19,15 +20,25 @@ class Level(NamedTuple):
     diagonals: tuple[int, int]
     tiles: Kernel
     dots: Kernel
+    dots_win: bool = True  # over multiply-adds of float32; six products of digits do not
 
 
 LEVELS = {
-    "highest": Level(THREE_DIGITS, (3, 4), digit_tiles, digit_dots),
+    "highest": Level(THREE_DIGITS, (3, 4), digit_tiles, digit_dots, dots_win=False),
     "high": Level(TWO_DIGITS, (2, 3), digit_tiles, digit_dots),
     "medium": Level(ROUNDED, (1, 1), bf16_tiles, bf16_dots),
 }
 UNITS = ("tiles", "dots")
 KERNELS = {(unit, level.operand): getattr(level, unit) for level in LEVELS.values() for unit in UNITS}
+
+
+def unit_of(path: str, precision: str, reproducible: bool = False) -> tuple[str, str]:
+    """The unit that a path uses at a precision, and at which precision it does the products."""
+    if reproducible:  # sums of digits' products, which every unit gives alike
+        return {"amx": "tiles", "vnni": "dots"}.get(path, "digits"), precision
+    if path == "vnni" and LEVELS[precision].dots_win:
+        return "dots", "high" if LEVELS[precision].operand.kind == BF16 and not BF16_DOTS else precision
+    return {"amx": "tiles", "vnni": "fma"}.get(path, path), precision
 
 
 def cuts_of(precision: str, reproducible: bool) -> Any:
