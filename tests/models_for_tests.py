@@ -167,9 +167,12 @@ def _on_host(ops: Any, value: Any) -> Any:
 
 def assert_traced(model: Any, inputs: Arrays, **options: Any) -> Any:
     """A trace of everything: it changes no bit, of the outputs nor of those with states and probabilities, which it holds too."""
+    part = getattr(model, "decoder", model)
     plain = host_arrays(model, model(**inputs, **options))
     both = {"output_hidden_states": True, "output_attentions": True}
     kept = host_arrays(model, model(**inputs, **both, **options))
+    if part.ops.keeps_alike():
+        assert_equal({name: kept[name] for name in plain}, plain)
     with trace(model) as seen:
         assert_equal(host_arrays(model, model(**inputs, **options)), plain)
     with trace(model) as again:

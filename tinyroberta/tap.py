@@ -69,7 +69,7 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
 
     The outputs have the bits that they have untapped, on every backend, until something is replaced. A product before its
     activation and residual (`intermediate.dense`) is the op's own where it rounds alike in one and in two; elsewhere (numba's
-    medium, cupy) it is computed once more beside the op, as probabilities are everywhere. What a backend hands on in fewer bits
+    medium, cupy) it is computed once more beside the op, and so are cupy's probabilities. What a backend hands on in fewer bits
     is shown in those. What the backend has recorded of earlier calls, to play it again, is neither played nor lost. Only calls of
     this thread are seen.
 
@@ -305,11 +305,13 @@ class Tapped:
         probs: bool = False,
     ) -> tuple[Array, list[Array] | None]:
         given = (q, k, v, sequences, heads, bias, head_mask)
-        context, kept = self.ops.attention(*given, probs)
-        if self._wanted(f"{self.own}.probs"):
-            found = kept if kept is not None else self.ops.attention(*given, True)[1]
+        wanted = self._wanted(f"{self.own}.probs")
+        context, found = self.ops.attention(*given, probs or (wanted and self.ops.keeps_alike()))
+        kept = found if probs else None
+        if wanted:
+            found = self.ops.attention(*given, True)[1] if found is None else found
             assert found is not None
-            shown = _packed([self.ops.to_numpy(p) for p in found])
+            shown = _packed([self.ops.to_numpy(p) for p in found], sequences)
             replaced = self._hear(f"{self.own}.probs", shown)
             if replaced is not None:
                 own = _unpacked(replaced, found)
@@ -339,8 +341,8 @@ class Tapped:
         """The same, of what stands side by side."""
         if not self._wanted(*names):
             return flow
-        shown = np.split(self._shown(flow), len(names), 1)
-        replaced = [self._hear(name, np.ascontiguousarray(part)) for name, part in zip(names, shown, strict=True)]
+        shown = np.split(self.ops.to_numpy(flow), len(names), 1)
+        replaced = [self._hear(name, _copied(part)) for name, part in zip(names, shown, strict=True)]
         if all(given is None for given in replaced):
             return flow
         return self._back(np.hstack([old if new is None else new for old, new in zip(shown, replaced, strict=True)]), flow)
@@ -372,9 +374,7 @@ class Tapped:
         mine.arrays[name] = shown
 
     def _shown(self, flow: Array) -> Any:
-        """A NumPy copy, float32 of what has fewer bits."""
-        x = np.array(self.ops.to_numpy(flow))
-        return x.astype(np.float32) if x.dtype.itemsize < 4 else x
+        return _copied(self.ops.to_numpy(flow))
 
     def _back(self, array: Any, flow: Array) -> Array:
         """An array as the op would have given it, in fewer bits where those hold its numbers."""
@@ -393,9 +393,17 @@ def _checked(given: Any, shown: Any, name: str) -> Any:
     return array.astype(shown.dtype)
 
 
-def _packed(probabilities: list[Any]) -> Any:  # B x (H, Sq, Sk) -> (T, H, K)
-    longest = max(p.shape[2] for p in probabilities)
-    return np.concatenate([np.pad(p.transpose(1, 0, 2), ((0, 0), (0, 0), (0, longest - p.shape[2]))) for p in probabilities])
+def _copied(x: Any) -> Any:
+    """A copy, in float32 of what has fewer bits."""
+    return np.array(x, np.float32 if x.dtype.itemsize < 4 else x.dtype, order="C")
+
+
+def _packed(probabilities: list[Any], sequences: Sequences) -> Any:  # B x (H, Sq, Sk) -> (T, H, K)
+    heads, longest = len(probabilities[0]), max(p.shape[2] for p in probabilities)
+    packed = np.zeros((int(sequences.query_start[-1]), heads, longest), probabilities[0].dtype)
+    for p, start in zip(probabilities, sequences.query_start[:-1], strict=True):
+        packed[start : start + p.shape[1], :, : p.shape[2]] = p.transpose(1, 0, 2)
+    return packed
 
 
 def _unpacked(packed: Any, like: list[Any]) -> list[Any]:  # (T, H, K) -> B x (H, Sq, Sk)

@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
-from .numpy import _threadpoolctl, apart, asarray, attend, embed, recorded, running, to_numpy
+from .numpy import _threadpoolctl, apart, asarray, attend, embed, keeps_alike, recorded, running, to_numpy
 from .records import PRODUCTS, WORDS, Activated, Dense, Norm, Normed, Table, each, mapped
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "asarray",
     "attention",
     "embed",
+    "keeps_alike",
     "layer_norm",
     "linear",
     "prepare",

@@ -74,6 +74,11 @@ def attention(
     return attend(np.matmul, softmax, q, k, v, sequences, heads, bias, head_mask, probs)
 
 
+def keeps_alike() -> bool:
+    """Whether attention's means have the same bits where the probabilities are kept."""
+    return True
+
+
 def attend(
     product: Callable[[Array, Array], Array],
     softmax: Callable[[Array], Array],

@@ -27,7 +27,7 @@ except cp.cuda.runtime.CUDARuntimeError as error:
 if not _devices or int(cp.cuda.Device().compute_capability) < 80:
     raise Error("backend='cupy' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this machine has none")
 
-from .attention import attention
+from .attention import attention, keeps_alike
 from .device import describe
 from .ops import activation, apart, asarray, embed, layer_norm, linear, to_numpy
 from .recording import recorded
@@ -41,6 +41,7 @@ __all__ = [
     "attention",
     "describe",
     "embed",
+    "keeps_alike",
     "layer_norm",
     "linear",
     "prepare",

@@ -85,6 +85,11 @@ def attention(
     return out, None
 
 
+def keeps_alike() -> bool:
+    """As the NumPy backend's: kernels of their own keep the probabilities."""
+    return False
+
+
 def _joined(q: Array, k: Array, v: Array) -> bool:
     """Whether the three are the thirds of one array."""
     width = q.shape[1] * q.itemsize

@@ -39,7 +39,7 @@ from ...errors import Error
 from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
-from ..numpy import relative
+from ..numpy import keeps_alike, relative
 from ..records import ACTIVATION, ATTENTION, Dense, each
 from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
@@ -58,6 +58,7 @@ __all__ = [
     "attention",
     "describe",
     "embed",
+    "keeps_alike",
     "layer_norm",
     "linear",
     "prepare",

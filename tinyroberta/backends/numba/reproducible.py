@@ -5,7 +5,7 @@ Weights are prepared for products of digits, and attention rounds every product;
 
 from .. import Sequences
 from ..bitwise import relative
-from . import Array, activation, apart, asarray, embed, layer_norm, linear, prepare, recorded, running, to_numpy
+from . import Array, activation, apart, asarray, embed, keeps_alike, layer_norm, linear, prepare, recorded, running, to_numpy
 from .attention import float32
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "asarray",
     "attention",
     "embed",
+    "keeps_alike",
     "layer_norm",
     "linear",
     "prepare",
