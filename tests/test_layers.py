@@ -16,8 +16,8 @@ LAYERS = (
     ("errors", "terminal"),
     ("progress",),
     ("weights",),  # files, and the names in them
-    ("config",),
     ("backends", "losses", "outputs"),
+    ("config",),  # which activations there are, the definition says
     ("keywords", "inputs", "tensors", "plan"),
     ("cache", "surgery"),
     ("forward", "generation"),
