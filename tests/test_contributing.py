@@ -37,6 +37,68 @@ class Addition(NamedTuple):
     needs: tuple[str, ...] = ()  # what else of tests/ they read
 
 
+HEAD = Addition(
+    {
+        "tinyroberta/heads.py": [
+            (
+                "# What they refuse,",
+                "def mean_labels(ops: Backend, x: Encoded) -> Fields:\n"
+                '    return {"logits": ops.linear(x.rows.mean(x.last), **x.weights["classifier"])}\n\n\n',
+            ),
+            (
+                '    "ForQuestionAnswering": Head(',
+                '    "ForMeanClassification": Head(outputs.SequenceClassifierOutput, mean_labels,\n'
+                '        lambda config: dense("classifier", config.num_labels or 0, config.hidden_size),\n'
+                '        loss=losses.sequence_classification, loss_reads=("problem_type",)),\n',
+            ),
+        ],
+        "tinyroberta/models.py": [
+            (
+                "class RobertaPreLayerNormForQuestionAnswering(",
+                "class RobertaPreLayerNormForMeanClassification(RobertaPreLayerNormPreTrainedModel):\n"
+                '    """An encoder with labels for the mean of a text\'s tokens."""\n\n'
+                '    head = HEADS["ForMeanClassification"]\n\n'
+                "    @ieee\n"
+                "    def __call__(self, input_ids: Any, attention_mask: Any = None, labels: Any = None, **options: Any) -> Any:\n"
+                "        return self._answer(Given(input_ids, attention_mask, None, None, None, None), options, labels)\n\n\n",
+            ),
+            ("        RobertaPreLayerNormForQuestionAnswering,\n", "        RobertaPreLayerNormForMeanClassification,\n"),
+        ],
+        "tests/test_mean_classification.py": """from pathlib import Path
+
+import numpy as np
+import pytest
+from models_for_tests import new_model
+
+import tinyroberta
+from tinyroberta.config import CONFIGS
+from tinyroberta.family import KIN
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_mean_classification(model_type: str, tmp_path: Path) -> None:
+    config = CONFIGS[model_type](
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )
+    cls = KIN[model_type]["ForMeanClassification"]
+    assert getattr(tinyroberta, cls.__name__) is cls
+    model = new_model(cls, config, backend="numpy")
+    model.save_pretrained(tmp_path)
+    ids, mask = [[1, 1, 5, 6], [7, 8, 9, 10]], [[0, 0, 1, 1], [1, 1, 1, 1]]
+    found = tinyroberta.load(tmp_path, "numpy")(ids, mask, np.array([0, 2]))
+    encoder = KIN[model_type]["Model"](config, {n: x for n, x in model.tensors.items() if "classifier" not in n}, backend="numpy")
+    states = encoder(ids, mask).last_hidden_state
+    means = np.stack([states[0, 2:].mean(0), states[1].mean(0)])
+    wanted = means @ model.tensors["classifier.weight"].T + model.tensors["classifier.bias"]
+    np.testing.assert_allclose(found.logits, wanted, rtol=1e-5, atol=1e-6)
+    assert found.loss > 0
+""",
+    },
+    ["test_mean_classification.py", "test_layers.py"],
+    "mean_classification or upward or circle",
+    7,
+)
+
 ACTIVATION = Addition(
     {
         "tinyroberta/backends/numpy.py": [('    "sqrtsoftplus": ', '    "softsign": lambda x: x / (1 + np.abs(x)),\n')],
@@ -146,11 +208,14 @@ LEVEL = Addition(
     ("cuda_on_cpu", "golden", "test_golden.py", "test_numpy_backend.py"),
 )
 
-ADDITIONS = {"an activation": ACTIVATION, "a weight format": FORMAT, "a precision level": LEVEL}
+ADDITIONS = {"a head": HEAD, "an activation": ACTIVATION, "a weight format": FORMAT, "a precision level": LEVEL}
 
 
 def test_every_addition_of_the_table_is_tried() -> None:
-    named = {what: {file.replace("FORMAT", "npz") for file in files} for what, files in table().items()}
+    named = {
+        what: {file.replace("FORMAT", "npz").replace("HEAD", "mean_classification") for file in files}
+        for what, files in table().items()
+    }
     assert named == {what: set(addition.inserted) for what, addition in ADDITIONS.items()}
 
 
