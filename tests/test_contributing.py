@@ -99,6 +99,56 @@ def test_mean_classification(model_type: str, tmp_path: Path) -> None:
     7,
 )
 
+FAMILY = Addition(
+    {
+        "tinyroberta/weights/names.py": [
+            ('    "xlm-roberta-xl": Family(', '    "bookroberta": Family("BookRoberta", "book.", pre_norm=True),\n')
+        ],
+        "tinyroberta/config.py": [
+            (
+                "@dataclass(frozen=True)\nclass XLMRobertaXLConfig(",
+                '@dataclass(frozen=True)\nclass BookRobertaConfig(RobertaPreLayerNormConfig):\n    """Books."""\n\n'
+                '    model_type: str = "bookroberta"\n\n\n',
+            ),
+            ("XLMRobertaXLConfig)\n}", "BookRobertaConfig, "),
+        ],
+        "tinyroberta/__init__.py": [
+            ("CamembertConfig, RobertaConfig", "BookRobertaConfig, "),
+            ('    "Cache",\n', '    "BookRobertaConfig",\n'),
+        ],
+        "tests/test_bookroberta.py": """from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from models_for_tests import new_model
+
+import tinyroberta
+from tinyroberta.heads import HEADS
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bookroberta(head: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    config = tinyroberta.BookRobertaConfig(**sizes, is_decoder="Causal" in head)
+    cls, like = getattr(tinyroberta, f"BookRoberta{head}"), getattr(tinyroberta, f"RobertaPreLayerNorm{head}")
+    model = new_model(cls, config, backend="numpy")
+    model.save_pretrained(tmp_path)
+    again = tinyroberta.load(tmp_path, "numpy")
+    assert type(again) is cls
+    stored = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("book.") for name in stored) == (head != "Model")
+    ids = np.array([[[3, 4, 5], [6, 7, 8]]])[:, : 2 if "Choice" in head else 1]
+    ids = ids if "Choice" in head else ids[0]
+    kin = like(tinyroberta.RobertaPreLayerNormConfig(**sizes, is_decoder="Causal" in head), model.tensors, backend="numpy")
+    np.testing.assert_array_equal(again(ids).to_tuple()[0], kin(ids).to_tuple()[0])
+""",
+    },
+    ["test_bookroberta.py", "test_layers.py"],
+    "bookroberta or upward or circle",
+    9,
+)
+
 ACTIVATION = Addition(
     {
         "tinyroberta/backends/numpy.py": [('    "sqrtsoftplus": ', '    "softsign": lambda x: x / (1 + np.abs(x)),\n')],
@@ -208,12 +258,21 @@ LEVEL = Addition(
     ("cuda_on_cpu", "golden", "test_golden.py", "test_numpy_backend.py"),
 )
 
-ADDITIONS = {"a head": HEAD, "an activation": ACTIVATION, "a weight format": FORMAT, "a precision level": LEVEL}
+ADDITIONS = {
+    "a head": HEAD,
+    "a family": FAMILY,
+    "an activation": ACTIVATION,
+    "a weight format": FORMAT,
+    "a precision level": LEVEL,
+}
 
 
 def test_every_addition_of_the_table_is_tried() -> None:
     named = {
-        what: {file.replace("FORMAT", "npz").replace("HEAD", "mean_classification") for file in files}
+        what: {
+            file.replace("FORMAT", "npz").replace("HEAD", "mean_classification").replace("FAMILY", "bookroberta")
+            for file in files
+        }
         for what, files in table().items()
     }
     assert named == {what: set(addition.inserted) for what, addition in ADDITIONS.items()}
