@@ -7,28 +7,15 @@ from .emit import I32, INTEGERS, LANES, SHORTS, broadcast, load_at, store_at
 from .features import BF16_DOTS
 
 
-class Bfloat(ir.Type):  # type: ignore[misc]
-    """LLVM's name for bf16, which llvmlite lacks."""
-
-    def _to_string(self):
-        return "bfloat"
-
-    def __eq__(self, other):
-        return isinstance(other, Bfloat)
-
-    def __hash__(self):
-        return hash(Bfloat)
-
-
 def round_to_bf16(builder, x):
     """16 float32 to bf16, nearest even, as the low halves of 16 integers; one instruction where there is one.
 
     That instruction, and those that multiply bf16, take numbers below 2^-126 for zeros.
     """
     if BF16_DOTS:
-        kind = ir.FunctionType(ir.VectorType(Bfloat(), 16), [LANES])
+        kind = ir.FunctionType(SHORTS, [LANES])  # LLVM's own from 16 on is of bfloat, but it reads this too
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
-        return builder.zext(builder.bitcast(builder.call(function, [x]), SHORTS), INTEGERS)
+        return builder.zext(builder.call(function, [x]), INTEGERS)
 
     def same(number):
         return ir.Constant(INTEGERS, [number] * 16)
