@@ -491,6 +491,11 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
     return ids, (np.arange(70) < lengths[:, None]).astype(int)
 
 
+def test_a_count_of_slices_that_no_kernel_writes_is_refused() -> None:
+    with pytest.raises(TypeError, match="no row is written"):
+        pack_weights([np.ones((3, 5), np.float32)], Operand(DIGITS, 4, 64))
+
+
 @pytest.mark.parametrize("reproducible", [False, True])
 @pytest.mark.parametrize("outliers", ["in norm gains", "in what the layers add to"])
 @pytest.mark.usefixtures("path")

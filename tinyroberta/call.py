@@ -1,4 +1,4 @@
-"""From what a caller gave to what the encoder reads, Rows and forward.Call, and from what it kept to an output's fields."""
+"""What a caller gave becomes what the encoder reads, Rows and forward.Call; what the encoder kept becomes an output's fields."""
 
 import warnings
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class Ready(NamedTuple):
 
 
 def prepare(config: Config, ops: Backend, dtype: Any, given: Given, options: Options, labelled: bool) -> Ready:
-    """Check what a caller gave and choose the rows; `labelled`: a loss is wanted, so padding is computed too.
+    """Check what a caller gave and choose the rows; `labelled`: a loss is wanted, for which padding is computed too.
 
     Nothing of the caller's is written to, so that a head may still refuse. Raises Error, RangeError for an id out of range.
     """
@@ -128,7 +128,7 @@ def prepare_ragged(config: Config, ops: Backend, dtype: Any, texts: Sequence[Any
     """
     ids, lengths = check_texts(texts, config.vocab_size)
     rows = ragged(lengths, config.is_decoder)
-    if config.position_embedding_type != "absolute":  # which only the whole route knows
+    if config.position_embedding_type != "absolute":  # relative positions need every position as a row
         padded, mask = np.full(rows.shape, config.pad_token_id or 0), rows.unpack(np.ones_like(ids))
         padded[mask == 1] = ids
         options = Options(output_attentions=False, output_hidden_states=False)

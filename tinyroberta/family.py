@@ -19,7 +19,7 @@ def named(model_type: str, head: str) -> str:
 
 
 def made(model_type: str, head: str) -> Class:
-    """A class of a family, which is this module's by its name."""
+    """A class of a family, as if it were written in this module."""
     name, base = named(model_type, head), CLASSES[named(OWN, head)]
     fields = {"model_type": model_type, "__module__": __name__, "__doc__": f"Mirrors transformers' {name}."}
     return type(name, (base,), fields)

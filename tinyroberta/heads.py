@@ -76,7 +76,7 @@ def spans(ops: Backend, x: Encoded) -> Fields:
     return {"start_logits": scores[..., 0], "end_logits": scores[..., 1]}
 
 
-# What they refuse, and before a cache is written to.
+# What heads refuse: it is checked before a cache is written to.
 
 
 def places_of(logits_to_keep: Any) -> Array | None:

@@ -1,7 +1,7 @@
 """From what a call is given, (B, S) or texts of any lengths, to packed tokens, (T,), and back: checks, positions, masks, packing.
 
-Two routes. Packed: only attended tokens are rows, so nothing is spent on padding. Whole: every position is a row and the
-mask is added to the scores, as Hugging Face does; taken for whatever packing cannot say.
+There are two routes. Packed: the attended tokens are rows, and a text's position 0 in any case; nothing else is spent on padding.
+Whole: every position is a row and the mask is added to the scores, as Hugging Face does; it is taken for what packing cannot say.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,11 @@ class Rows(NamedTuple):
     places: Array | None  # (T,), where each row stands among the B * S positions; None: every position is a row
     sequences: Sequences
     first_rows: Array | slice  # (B,), the row of each text's position 0
-    attended: Array | None = None  # (T,) bool: whether the row is a token of its text, or padding; None: all are tokens
+    attended: Array | None = (
+        None  # (T,) bool: whether the row is a token or padding; None: all are tokens, or a mask does not say
+    )
     bias: Array | None = None  # (B, 1, 1 or S, Sk)
-    shown: Array | None = None  # (B, S) bool: outputs elsewhere are 0; None: all are shown
+    shown: Array | None = None  # (B, S) bool: of the rows, the outputs elsewhere are 0; None: of no row
 
     def pack(self, x: Array) -> Array:  # (B, S, ...) -> (T, ...)
         x = x.reshape(-1, *x.shape[2:])
@@ -49,7 +51,7 @@ class Rows(NamedTuple):
         return x
 
     def unpack_probabilities(self, probabilities: list[Array], keys: int | None = None) -> Array:
-        """B x (H, Sq, Sk) -> (B, H, S, keys): this call's own tokens as keys, or `keys` others of each sequence."""
+        """B x (H, Sq, Sk) -> (B, H, S, keys): the keys are this call's own positions, or `keys` of another model's."""
         B, S = self.shape
         own = keys is None and self.places is not None
         keys = keys or (S if own else probabilities[0].shape[2])
@@ -85,7 +87,7 @@ def arrange(
 ) -> Rows:
     """Choose the rows of a call: mask (B, past + S), (B, Sq, Sk) or None; `past` None where no cache is in use.
 
-    `whole` asks for that route, `skip` for 0 at padding. Raises Error on a mask of another shape.
+    `whole` asks for every position as a row, `skip` for outputs of 0 at padding. Raises Error on a mask of another shape.
     """
     (B, S), cached, past = shape, past is not None, past or 0
     every = Rows(shape, None, even(B, S, past + S, causal, cached), slice(0, None, S))
@@ -122,8 +124,8 @@ def even(B: int, queries: int, keys: int, causal: bool, cached: bool) -> Sequenc
 def _packed(attended: Array, causal: bool) -> Rows:
     """The attended tokens as rows, text by text.
 
-    Heads read a text's position 0. Where that is padding, Hugging Face still computes it: as a query of the text's tokens that
-    no token reads. So it is a row too. It stands behind the text's tokens, since a text's keys are its first `key_length` rows.
+    Heads read a text's position 0. Where that is padding, Hugging Face still computes it: it reads the text's tokens, and none of
+    them reads it. So it is a row too. It stands behind the text's tokens, since a text's keys are its first `key_length` rows.
     """
     B, S = attended.shape
     padded = ~attended[:, 0]

@@ -99,7 +99,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @property
     def ops(self) -> Backend:
-        """The backend's functions, heard by the traces that are under way."""
+        """The backend's functions, wrapped by the traces that are under way (tap.py)."""
         return tap.around(self, load_backend(self.backend, self.settings.reproducible))
 
     def tap_names(self) -> list[str]:

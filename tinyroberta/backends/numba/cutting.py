@@ -21,9 +21,11 @@ from .buffers import address, aligned
 from .compiled import Kernel, carray, njit
 from .machine.bf16 import round_lanes
 from .machine.memory import allocate, bits_of, bytes_, float_of, floats, free, integers, words
-from .operands import BF16
+from .operands import BF16, ROUNDED, THREE_DIGITS, TWO_DIGITS
 from .sizes import PANEL, ROW, SUMS, TILE, TILE_ROWS
 from .threads import parallel
+
+WRITTEN = (THREE_DIGITS, TWO_DIGITS, ROUNDED)  # what cut_row and round_row know, and products/ with them
 
 # What two or three digits of 127 make, less 1, by which rounding may pass it.
 TOP_2, TOP_3 = np.float32(127 * 257 - 1), np.float32(127 * 65793 - 1)
@@ -131,6 +133,8 @@ def _pack_weights(given, block, worker):
 
 def pack_weights(weights, operand):  # P x (O/P, K) float32 -> panels, (O/32 * 32,) scales
     """Weights of the same shape (query, key and value, say), joined, as panels that are cut as an Operand says."""
+    if operand not in WRITTEN:
+        raise TypeError(f"no row is written as {operand} (cutting.py), nor multiplied (products/)")
     (each, K), addresses = weights[0].shape, np.array([address(weight) for weight in weights], np.int64)
     O, steps = each * len(weights), -(-K // operand.unit)
     count = -(-O // PANEL)
