@@ -620,7 +620,7 @@ print(f"and {spread[3] / spread[2]:.1f} times where it has none")
 # | the embedding, straight to the top | stays as it is | divided at every step |
 # | what a late layer can add | less and less of the whole | as much as an early one |
 # | before the head | a final norm | nothing more |
-# | in `tinyroberta` | `pre_norm` in [`forward.py`](../tinyroberta/forward.py) | `post_norm`, next to it |
+# | in `tinyroberta` | `pre_norm_block` in [`forward.py`](../tinyroberta/forward.py) | `post_norm_block`, next to it |
 #
 # ## 10. Try it
 #
@@ -679,7 +679,7 @@ print(f"and {spread[3] / spread[2]:.1f} times where it has none")
 # %% [markdown]
 # ## Where to read next
 #
-# - [`tinyroberta/forward.py`](../tinyroberta/forward.py): `pre_norm` and `post_norm`, and the block that picks one.
+# - [`tinyroberta/forward.py`](../tinyroberta/forward.py): `pre_norm_block` and `post_norm_block`, and `encode`, which picks one.
 # - [`tinyroberta/weights/fairseq.py`](../tinyroberta/weights/fairseq.py): how a checkpoint shows where its norms are.
 #
 # Papers: [Layer normalization](https://arxiv.org/abs/1607.06450), [On layer normalization in the Transformer
