@@ -1,4 +1,4 @@
-"""cli.py, as people call it: a process with arguments, standard input and output."""
+"""cli/, as people call it: a process with arguments, standard input and output."""
 
 import json
 import os

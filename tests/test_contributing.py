@@ -250,7 +250,7 @@ class NewBERTaConfig(RobertaPreLayerNormConfig):
             (", RobertaPreLayerNormConfig,", ", NewBERTaConfig"),
             ('    "RobertaConfig",', '    "NewBERTaConfig",\n'),
         ],
-        "tinyroberta/text/special_tokens.py": [('    "camembert": ', '    "newberta": "RobertaTokenizer",\n')],
+        "tinyroberta/tasks/special_tokens.py": [('    "camembert": ', '    "newberta": "RobertaTokenizer",\n')],
     },
     ["test_family.py"],
     "stub or seven or public or tokenizer or (NewBERTa and (saving or (equals and not numba)))",

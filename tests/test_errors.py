@@ -257,7 +257,7 @@ def test_a_git_lfs_pointer_is_named_and_so_is_the_way_out(name: str, tmp_path: P
     calls = [lambda: tinyroberta.load(tmp_path, backend="numpy")]
     if name not in LOADED:
         pytest.importorskip("tokenizers")
-        from tinyroberta.text.tokenizer import load_tokenizer
+        from tinyroberta.tasks.tokenizer import load_tokenizer
 
         (tmp_path / "merges.txt").touch()
         if name == "merges.txt":
@@ -274,7 +274,7 @@ def test_a_git_lfs_pointer_is_named_and_so_is_the_way_out(name: str, tmp_path: P
 def test_a_pointer_beside_a_whole_tokenizer_hurts_nobody(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     from tinyroberta.demo import FOLDER
-    from tinyroberta.text.tokenizer import load_tokenizer
+    from tinyroberta.tasks.tokenizer import load_tokenizer
 
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())

@@ -22,7 +22,7 @@ from tinyroberta.config import CONFIGS
 from tinyroberta.family import KIN
 from tinyroberta.heads import HEADS
 from tinyroberta.models import CLASSES
-from tinyroberta.text.special_tokens import CLASS_OF_MODEL, KINDS
+from tinyroberta.tasks.special_tokens import CLASS_OF_MODEL, KINDS
 from tinyroberta.weights.names import FAMILIES
 
 FOLDER = Path(__file__).parent / "golden_family"

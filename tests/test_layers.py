@@ -26,7 +26,7 @@ LAYERS = (
     ("family",),
     ("encoder_decoder",),
     ("auto",),
-    ("demo", "text", "inspect", "convert"),
+    ("demo", "tasks", "inspect", "convert"),
     ("tinyroberta",),  # __init__.py: the public names
     ("cli",),
     ("__main__",),

@@ -18,8 +18,8 @@ from tinyroberta import EncoderDecoderModel, RobertaPreLayerNormConfig
 from tinyroberta.backends import PRECISIONS
 from tinyroberta.convert import convert
 from tinyroberta.models import CLASSES
-from tinyroberta.text.fill_mask import fill_mask
-from tinyroberta.text.tokenizer import load_tokenizer
+from tinyroberta.tasks.fill_mask import fill_mask
+from tinyroberta.tasks.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parent
 DEMO = Path(tinyroberta.__file__).parent / "demo"

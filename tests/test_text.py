@@ -1,4 +1,4 @@
-"""text/: tokenizers in both layouts, encoding, filling masks with the embedded model."""
+"""tasks/: tokenizers in both layouts, encoding, filling masks with the embedded model."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ import tinyroberta
 from tinyroberta import Error
 from tinyroberta.demo import FOLDER
 from tinyroberta.models import RobertaPreLayerNormForMaskedLM
-from tinyroberta.text.fill_mask import fill_mask
-from tinyroberta.text.tokenizer import encode, load_tokenizer
+from tinyroberta.tasks.fill_mask import fill_mask
+from tinyroberta.tasks.tokenizer import encode, load_tokenizer
 
 pytest.importorskip("tokenizers")
 

@@ -34,9 +34,9 @@ from tokenizer_folders import (
 )  # fmt: skip
 
 from tinyroberta import Error
-from tinyroberta.text.sentencepiece import read_sentencepiece
-from tinyroberta.text.special_tokens import KINDS
-from tinyroberta.text.tokenizer import load_tokenizer, tokenize
+from tinyroberta.tasks.sentencepiece import read_sentencepiece
+from tinyroberta.tasks.special_tokens import KINDS
+from tinyroberta.tasks.tokenizer import load_tokenizer, tokenize
 
 pytest.importorskip("tokenizers")
 

@@ -1,12 +1,9 @@
 """Any checkpoint that can be opened, written as a Hub repository has it: config.json, safetensors, what else lay there."""
 
-import argparse
 import dataclasses
 import os
 import secrets
 import shutil
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,37 +183,3 @@ def _same(one: Array, other: Array) -> bool:
         return False
     flat, flat_other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
     return all(np.array_equal(flat[i : i + PIECE], flat_other[i : i + PIECE]) for i in range(0, flat.size, PIECE))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `tinyroberta convert`, and `run` as what runs it."""
-    parser.description = "Write a checkpoint of any format as a folder of config.json, safetensors and the small files beside it."
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder, a file or a Hub repository")
-    parser.add_argument("destination", metavar="DESTINATION", help="a folder that is new or empty")
-    parser.add_argument("--dtype", choices=tuple(FLOATS), help="of all tensors (as they are stored)")
-    parser.add_argument("--max-shard-size", type=_size, default=SHARD_SIZE, metavar="SIZE", help="of one file, as 500MB (5GB)")
-    parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    parser.set_defaults(run=run)
-
-
-def _size(text: str) -> int:
-    try:
-        return size_of(text)
-    except Error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, as 500MB or 5GB is") from error
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Convert, say what was written, clean up when told to end."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        done = convert(
-            arguments.source, arguments.destination, arguments.dtype, arguments.max_shard_size, revision=arguments.revision
-        )
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    moved = f"within {done.difference:.1e} of the source's" if done.difference else "the source's to the bit"
-    if done.left:
-        print(f"left out: {', '.join(done.left)}", file=sys.stderr)
-    print(f"{done.folder}: {done.architecture}, {done.tensors} tensors, {done.bytes:,} bytes; its outputs are {moved}")
-    return 0

@@ -1,7 +1,5 @@
 """What a checkpoint holds, from the headers of its files alone."""
 
-import argparse
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,6 @@ from .auto import class_of
 from .encoder_decoder import MODEL_TYPE, PROJECTION, EncoderDecoderModel, Parts, is_pair, parts_of
 from .errors import Error
 from .tensors import check_layers
-from .terminal import print_rich
 from .weights import names
 from .weights.checkpoint import Part, Stored, read_config, weight_files, weights_of
 from .weights.foreign import Renamed
@@ -166,64 +163,3 @@ def tied(stored: Stored, arrays: dict[str, Array], taken: Taken) -> dict[str, st
             if kept != name:
                 shared[name] = kept
     return shared | stored.aliases
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `tinyroberta inspect`, and `run` as what runs it."""
-    parser.description = "Print what a checkpoint holds; only the headers of its files are read."
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint: a folder, a file or a Hub repository")
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
-    parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print a checkpoint's description; 1 where the model cannot be loaded."""
-    content = inspect(arguments.source, arguments.revision)
-    if arguments.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-    else:
-        show(content)
-    return 0 if content["problem"] is None else 1
-
-
-def show(content: dict[str, Any]) -> None:
-    """A description as tables for people; raises Error where rich is not installed."""
-    try:
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError as error:
-        raise Error("the table needs the rich package: pip install 'tinyroberta[text]', or ask for --json") from error
-    rows = {
-        "source": content["source"],
-        "format": content["format"],
-        "files": "\n".join(f"{name}  {size:,} bytes" for name, size in content["files"].items()),
-        "architecture": content["architecture"] or "unknown",
-        "sizes": ", ".join(f"{name} {size}" for name, size in content["sizes"].items()),
-        "parameters": f"{content['parameters']:,}",
-        "dtypes": ", ".join(f"{name}: {n['tensors']} tensors, {n['bytes']:,} bytes" for name, n in content["dtypes"].items()),
-        "tied": "\n".join(f"{name} is {kept}" for name, kept in content["tied"].items()) or "nothing",
-        "unused": "\n".join(content["unused"]) or "nothing",
-    }
-
-    def render(console: Any, width: int | None) -> None:
-        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        facts.add_column(style="dim", no_wrap=True)
-        facts.add_column(overflow="fold")
-        for name, text in rows.items():
-            facts.add_row(name, escape(text))
-        console.print(facts)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        counted = width is None or width >= 80
-        for name in ("shape", "dtype", *(["bytes"] if counted else [])):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("tensor", overflow="fold")
-        for tensor in content["tensors"]:
-            shape = " x ".join(map(str, tensor["shape"])) or "1"
-            size = [f"{tensor['bytes']:,}"] if counted else []
-            table.add_row(shape, tensor["dtype"], *size, escape(tensor["name"]), style="dim" if tensor["used"] is False else "")
-        console.print(table)
-        if content["problem"]:
-            console.print(f"\n[bold]cannot be loaded:[/bold] {escape(content['problem'])}", soft_wrap=True)
-
-    print_rich(render)

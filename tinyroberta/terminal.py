@@ -92,10 +92,40 @@ def open_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as the process lives
 
 
+def tell(error: Exception | str) -> None:
+    """One line on standard error; characters that steer a terminal, which a file's names may hold, are written out."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+    print(f"tinyroberta: {text}", file=sys.stderr)
+
+
+def tolerate() -> None:
+    """Let no byte that is read and no character that is written stop a command: the one becomes U+FFFD, the other an escape."""
+    import codecs
+
+    codecs.register_error("tinyroberta.escape", _escaped)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "tinyroberta.escape")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, as JSON writes it: \\u and four digits."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    import json
+
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def drop_output() -> None:
     """Let what standard output did not take go nowhere, so that Python does not try once more when it ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # what stands for it in a test has no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(text: str) -> str:
+    """A text without characters that steer a terminal or end a line."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def print_rich(render: Callable[[Any, int | None], None]) -> None:

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--text", action="store_true")
     if parser.parse_args().text:
         start = min(seconds("-m", "tinyroberta", "fill-mask", "--help") for _ in range(RUNS))
-        loaded = "import tokenizers, rich.table, tinyroberta.cli, tinyroberta.text.fill_mask"
+        loaded = "import tokenizers, rich.table, tinyroberta.cli, tinyroberta.tasks.fill_mask"
         imported = min(seconds("-c", loaded) for _ in range(RUNS))
         return 0 if hold("command line, all it imports", max(start, imported), MOST_START_SECONDS, "s") else 1
     size = sum(megabytes(name) for name in ("tinyroberta", "safetensors", "ml_dtypes"))
