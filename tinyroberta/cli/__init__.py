@@ -9,10 +9,17 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import convert, fill_mask, info, inspect, warmup
+from . import answer, choose, classify, convert, embed, fill_mask, generate, info, inspect, rerank, tag, warmup
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
+    "embed": (embed, "texts as vectors"),
+    "rerank": (rerank, "documents by how well they answer a query"),
+    "classify": (classify, "the label of a text"),
+    "tag": (tag, "what a text names, and where"),
+    "answer": (answer, "where a text answers a question"),
+    "choose": (choose, "which of several texts goes on best"),
+    "generate": (generate, "how a text goes on"),
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
     "info": (info, "say what runs on this machine"),
@@ -32,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, told) in COMMANDS.items():
         own = commands.add_parser(name, help=told, description=module.run.__doc__)
-        own.set_defaults(run=module.run, prints=True)
+        own.set_defaults(command=name, run=module.run, prints=True)
         module.add_arguments(own)
     terminal.open_streams()
     terminal.tolerate()
