@@ -67,6 +67,7 @@ class Task:
     ) -> Iterator[Answered]:
         """Texts, or pairs (text, text), with what `compute` gives for each of their windows, in order (batches.answered).
 
+        An Error in a text's place is what it comes to.
         how: `max_length`, `stride` (tokens that a window shares with the one before it) and `strategy`, as tokenizers names them.
         A text that cannot be read raises its Error when its turn comes, after all before it; keep_errors yields it instead.
         """
@@ -74,7 +75,7 @@ class Task:
 
         def read(chunk: list[Any]) -> list[Reading]:
             with self._reading:
-                return read_texts(self.tokenizer, chunk, self.model.config, self.longest, long, **how)
+                return self.read(chunk, long, **how)
 
         cut = 0
         for answer in answered(read, compute, texts, self.batch_tokens if batch_tokens is None else batch_tokens):
@@ -85,6 +86,10 @@ class Task:
         if cut:
             told = f"{cut} text{' was' if cut == 1 else 's were'} longer than {how.get('max_length') or self.longest} tokens"
             warnings.warn(f"{told}, and cut", stacklevel=2)
+
+    def read(self, texts: list[Any], long: Long, **how: Any) -> list[Reading]:
+        """The windows of each text, or why it has none; `answered` calls it in a thread, one chunk at a time."""
+        return read_texts(self.tokenizer, texts, self.model.config, self.longest, long, **how)
 
     def packed(self, windows: Sequence[Any], **asked: Any) -> dict[str, np.ndarray[Any, Any]]:
         """The model's scores for windows, NumPy arrays by the names of its output: (T, ...) of tokens, (B, ...) of windows."""
@@ -147,6 +152,11 @@ def open_model(
     model = kind.from_stored(stored, config, str(folder), **running)
     model.generation_config = read_generation_config(folder)
     return model, tokenizer
+
+
+def single(text: Any) -> Any:
+    """The text itself; an Error where it is a pair or a list."""
+    return Error(f"a text is of type {type(text).__name__}; it must be a string") if isinstance(text, tuple | list) else text
 
 
 def answers(given: Any, run: Callable[[Iterable[Any]], Iterator[Any]], is_one: Callable[[Any], bool]) -> Any:

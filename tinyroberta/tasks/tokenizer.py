@@ -25,8 +25,9 @@ SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model")
 def load_tokenizer(folder: str | Path) -> Any:
     """A checkpoint folder's tokenizers.Tokenizer, with what its other files say of it.
 
-    Its attributes: `mask_token`, the text of its mask, or None; `model_max_length`, how many tokens a text may have, or None;
-    `truncation_side`, "right" or "left"; `gives_types`, whether the second text of a pair has a type of its own.
+    Its attributes: `mask_token`, `unk_token`, `cls_token` and `pad_token`, the texts of these tokens, or None; `model_max_length`,
+    how many tokens a text may have, or None; `truncation_side`, "right" or "left"; `gives_types`, whether the second text of a pair
+    has a type of its own; `clean_up_tokenization_spaces`, whether decoding takes out spaces before punctuation.
     It gives the ids of transformers 4.57's fast tokenizers: tokenizer.json, or what the tokenizer's class makes of its vocabulary
     (vocab.json with merges.txt, a sentencepiece model, vocab.txt), with the tokens and settings of tokenizer_config.json,
     special_tokens_map.json and added_tokens.json. Raises Error on a folder without a tokenizer that is read here, or where the
@@ -53,7 +54,9 @@ def load_tokenizer(folder: str | Path) -> Any:
             tokenizer, tokens = _from_vocabulary(tokenizers, folder, settings, kind)
         add_tokens(tokenizers, tokenizer, tokens)
         _set_up(tokenizers, tokenizer, settings, kind)
-    tokenizer.mask_token = content_of(tokens.special["mask_token"]) if "mask_token" in tokens.special else None
+    for name in ("mask_token", "unk_token", "cls_token", "pad_token"):
+        setattr(tokenizer, name, content_of(tokens.special[name]) if name in tokens.special else None)
+    tokenizer.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces"))
     longest = settings.get("model_max_length")
     tokenizer.model_max_length = longest if isinstance(longest, int) and longest > 0 else None
     tokenizer.truncation_side = "left" if settings.get("truncation_side") == "left" else "right"
@@ -247,14 +250,14 @@ def encode(tokenizer: Any, texts: Sequence[str], config: RobertaPreLayerNormConf
     return stack(tokenize(tokenizer, texts), config)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
-    """Texts -> tokenizers.Encodings, one for each; raises Error on no texts, or one that is no Unicode."""
+def tokenize(tokenizer: Any, texts: Sequence[str], **how: Any) -> list[Any]:
+    """Texts -> tokenizers.Encodings, one for each, by encode_batch's keywords; raises Error on no texts, or on no Unicode."""
     if not texts:
         raise Error("there is no text to read")
     for text in texts:
         check_text(text)
     with _one_error("the tokenizer cannot read the text"):
-        return list(tokenizer.encode_batch(list(texts)))
+        return list(tokenizer.encode_batch(list(texts), **how))
 
 
 def check_text(text: Any) -> None:
@@ -277,8 +280,11 @@ def read_texts(
     max_length: int | None = None,
     stride: int = 0,
     strategy: str = "longest_first",
+    is_split_into_words: bool = False,
 ) -> list[list[Any] | Error]:
-    """Texts, or pairs of texts, -> for each the windows (tokenizers.Encodings) that a model reads, or why it cannot be read.
+    """Texts, or pairs of texts, or lists of words, -> for each the windows (tokenizers.Encodings) that a model reads, or why it cannot be read.
+
+    An Error may stand in a text's place, and is its reading.
 
     A text of at most `max_length` tokens (`longest`, which the model reads, where that is None) is one window. A longer one is
     refused, cut, or read in windows that share `stride` tokens, as `long` says. Leaves the tokenizer's own truncation off. Raises
@@ -297,28 +303,31 @@ def read_texts(
         raise Error(f"texts cannot be cut to {length} tokens with a stride of {stride}: {error}") from error
     readings: list[list[Any] | Error] = [_checked(text) for text in texts]
     fine = [number for number, reading in enumerate(readings) if not isinstance(reading, Error)]
-    for number, encoding in zip(fine, _encodings(tokenizer, [texts[number] for number in fine]), strict=True):
+    encodings = _encodings(tokenizer, [texts[number] for number in fine], is_split_into_words)
+    for number, encoding in zip(fine, encodings, strict=True):
         readings[number] = encoding if isinstance(encoding, Error) else _windows(encoding, config, length, long)
     tokenizer.no_truncation()
     return readings
 
 
 def _checked(text: Any) -> list[Any] | Error:
+    if isinstance(text, Error):
+        return text
     try:
-        for part in text if isinstance(text, tuple) else (text,):
+        for part in text if isinstance(text, tuple | list) else (text,):
             check_text(part)
     except Error as error:
         return error
     return []
 
 
-def _encodings(tokenizer: Any, texts: list[Any]) -> list[Any]:
+def _encodings(tokenizer: Any, texts: list[Any], words: bool) -> list[Any]:
     """Encodings, and an Error for each text that the tokenizer cannot read."""
     try:
         with _one_error("the tokenizer cannot read the text"):
-            return list(tokenizer.encode_batch(texts))
+            return list(tokenizer.encode_batch(texts, is_pretokenized=words))
     except Error as error:
-        return [error] if len(texts) == 1 else [one for text in texts for one in _encodings(tokenizer, [text])]
+        return [error] if len(texts) == 1 else [one for text in texts for one in _encodings(tokenizer, [text], words)]
 
 
 def _windows(encoding: Any, config: RobertaPreLayerNormConfig, length: int, long: str) -> list[Any] | Error:
