@@ -124,7 +124,9 @@ class QuestionAnswering(Task):
 def _given(inputs: Sequence[Any], question: Any, context: Any) -> Any:
     """What is asked, of the ways to ask it."""
     if (question is None) != (context is None) or bool(inputs) == (question is not None) or len(inputs) > 2:
-        raise Error("give a question and a context: as question= and context=, as two strings, or as a dictionary with these keys")
+        raise Error(
+            "give a question and a context: as question= and context=, as two strings, or as a dictionary with these keys"
+        )
     if len(inputs) == 2:
         return tuple(inputs)
     if inputs:

@@ -39,7 +39,9 @@ class MultipleChoice(Task):
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise Error(f"top_k is {top_k!r}; it must be a whole number of at least 1, or None for all choices")
         if (prompt is None) != (choices is None) or bool(inputs) == (prompt is not None) or len(inputs) > 2:
-            raise Error("give a prompt and its choices: as prompt= and choices=, as two arguments, or as a dictionary with these keys")
+            raise Error(
+                "give a prompt and its choices: as prompt= and choices=, as two arguments, or as a dictionary with these keys"
+            )
         given = inputs[0] if len(inputs) == 1 else tuple(inputs) or {"prompt": prompt, "choices": choices}
 
         def run(questions: Iterable[Any]) -> Iterator[Any]:

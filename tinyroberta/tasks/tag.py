@@ -113,8 +113,6 @@ def _ignored(labels: Any) -> tuple[str, ...]:
     return tuple(labels)
 
 
-
-
 def _words(text: Any) -> Any:
     if isinstance(text, Error):
         return text
