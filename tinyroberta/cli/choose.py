@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print which of several texts follows another best: by the embedded model, which sentence comes next."""
     if (arguments.pairs is None) == (arguments.prompt is None):
         raise Error("give a text and two choices or more, or --pairs FILE")
+    if arguments.pairs is None and len(arguments.choices) < 2:
+        raise Error(f"there must be two choices or more, and there is {'one' if arguments.choices else 'none'}")
     if arguments.pairs is not None:
         lists: Any = _pairs(arguments.pairs)
     else:
