@@ -74,6 +74,11 @@ def chunked(texts: Iterable[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
+def mapped(function: Callable[[Any], Any], texts: Iterable[Any]) -> Iterable[Any]:
+    """What a function makes of each text, as they come; Chunks of Chunks."""
+    return Chunks([function(text) for text in chunk] for chunk in texts) if isinstance(texts, Chunks) else map(function, texts)
+
+
 def _length(text: Any) -> int:
     """The characters of a text, or of the texts in a pair."""
     return len(text) if isinstance(text, str) else sum(len(part) for part in text) if isinstance(text, tuple) else 1
