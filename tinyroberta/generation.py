@@ -7,9 +7,9 @@ Shapes: R rows, one for each sequence under way (prompts x beams or samples), L 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -294,8 +294,65 @@ class Rows:
             self.cache.select(rows)
 
 
+class Begun(NamedTuple):
+    """The prompts (B, S) as they were given, their rows, and how these go on."""
+
+    given: Array
+    rows: Rows
+    choice: Choice
+    total: int  # the most tokens of a row, its prompt's included
+    pad: int
+    ended: Callable[[Array], Array]  # (R, L) -> (R,) of booleans
+    random: np.random.Generator
+
+
 @ieee
 def generate(
+    model: CausalLM,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    streamer: Callable[[Array], object] | None = None,
+    return_dict_in_generate: bool = False,
+    **arguments: Any,
+) -> Any:
+    """Prompts (B, S), padded on either side -> (B x num_return_sequences, L) ids: the prompts as given, then what follows.
+
+    `streamer` is called with each step's tokens (R,). The other arguments are those of `begin`. With return_dict_in_generate: a
+    GenerateOutput with the scores too. Raises Error as `begin`, and on a streamer for beams.
+    """
+    begun = begin(model, input_ids, attention_mask, **arguments)
+    if streamer is not None and not callable(streamer):
+        raise Error(f"streamer is {streamer!r}; it must be a function of each step's tokens")
+    if begun.choice.num_beams > 1:
+        if streamer is not None:
+            raise Error(NO_STREAM)
+        sequences, scores, best = _beam_search(begun)
+    else:
+        scores, best = [], None
+        for tokens, step in _token_by_token(begun):
+            scores.append(step)
+            if streamer is not None:
+                streamer(tokens)
+        sequences = begun.rows.ids[:, : begun.rows.length]
+    prompts = np.repeat(begun.given, begun.choice.num_return_sequences, 0)
+    sequences = np.concatenate([prompts, sequences[:, begun.given.shape[1] :]], 1)
+    return GenerateOutput(sequences, tuple(scores), best) if return_dict_in_generate else sequences
+
+
+def stream(model: CausalLM, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+    """The tokens (R,) that `generate` appends, a step each, as they are asked for; arguments and errors are those of `begin`."""
+    begun = ieee(begin)(model, input_ids, attention_mask, **arguments)
+    if begun.choice.num_beams > 1:
+        raise Error(NO_STREAM)
+    steps = _token_by_token(begun)
+    return (step[0] for step in iter(ieee(lambda: next(steps, None)), None))
+
+
+NO_STREAM = "a streamer cannot follow beams: the best one is known at the end"
+
+
+def begin(
     model: CausalLM,
     input_ids: Any,
     attention_mask: Any = None,
@@ -306,21 +363,18 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     stop_strings: str | Sequence[str] = (),
     tokenizer: Any = None,
-    streamer: Callable[[Array], object] | None = None,
     seed: int | None = None,
     first_position: int | None = None,
     use_cache: bool = True,
-    return_dict_in_generate: bool = False,
     encoder_hidden_states: Any = None,
     encoder_attention_mask: Any = None,
     **choice: Any,
-) -> Any:
-    """Prompts (B, S), padded on either side -> (B x num_return_sequences, L) ids: the prompts as given, then what follows.
+) -> Begun:
+    """What `generate` and `stream` are given, checked: prompts (B, S), padded on either side, and how they are to go on.
 
-    Stops where every sequence has ended by an eos token or one of `stop_strings` (which need a tokenizer), or at max_length
-    (20, prompt included) or max_new_tokens. A sequence that ended goes on with padding. `streamer` is called with each step's
-    tokens (R,). The other arguments are the fields of Choice. With return_dict_in_generate: a GenerateOutput with the scores too.
-    Raises Error on arguments that cannot be, and where the positions do not reach.
+    A text stops where every sequence has ended by an eos token or one of `stop_strings` (which need a tokenizer), or at
+    max_length (20, prompt included) or max_new_tokens. A sequence that ended goes on with padding. The other arguments are the
+    fields of Choice. Raises Error on arguments that cannot be, and where the positions do not reach.
     """
     config = model.config
     ends = ends_of(config.eos_token_id if eos_token_id is None else eos_token_id, config.vocab_size)
@@ -354,11 +408,6 @@ def generate(
         raise Error(f"stop_strings is {stop_strings!r}; it must be a string or several, none of them empty")
     if stops and not hasattr(tokenizer, "decode"):
         raise Error("stop_strings need a tokenizer that decodes")
-    if streamer is not None and not callable(streamer):
-        raise Error(f"streamer is {streamer!r}; it must be a function of each step's tokens")
-    if streamer is not None and chosen.num_beams > 1:
-        raise Error("a streamer cannot follow beams: the best one is known at the end")
-
     copies = chosen.num_beams if chosen.num_beams > 1 else chosen.num_return_sequences
     constants = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
     constants = {name: _for_rows(value, name, B, copies) for name, value in constants.items() if value is not None}
@@ -377,15 +426,7 @@ def generate(
         found = np.isin(sequences[:, -1], ends)
         return found | np.array([_says(row, stops, tokenizer) for row in sequences], bool) if stops else found
 
-    random = np.random.default_rng(seed)
-    if chosen.num_beams > 1:
-        sequences, scores, best = _beam_search(rows, chosen, total, pad, ended, random)
-    else:
-        sequences, scores = _token_by_token(rows, chosen, total, pad, ended, random, streamer)
-        best = None
-    prompts = np.repeat(given, chosen.num_return_sequences, 0)
-    sequences = np.concatenate([prompts, sequences[:, S:]], 1)
-    return GenerateOutput(sequences, tuple(scores), best) if return_dict_in_generate else sequences
+    return Begun(given, rows, chosen, total, pad, ended, np.random.default_rng(seed))
 
 
 def _for_rows(value: Any, name: str, B: int, copies: int) -> Array:
@@ -437,17 +478,10 @@ def _says(row: Array, stops: Sequence[str], tokenizer: Any) -> bool:
     return any(text.count(stop) > before.count(stop) for stop in stops)
 
 
-def _token_by_token(
-    rows: Rows,
-    choice: Choice,
-    total: int,
-    pad: int,
-    ended: Callable[[Array], Array],
-    random: np.random.Generator,
-    streamer: Callable[[Array], object] | None,
-) -> tuple[Array, list[Array]]:
-    """Greedy search, or sampling from what `narrow` leaves."""
-    prompt, over, kept = rows.length, np.zeros(len(rows.ids), bool), []
+def _token_by_token(begun: Begun) -> Iterator[tuple[Array, Array]]:
+    """Greedy search, or sampling from what `narrow` leaves: each step's tokens (R,), and the scores (R, V) they are chosen by."""
+    _, rows, choice, total, pad, ended, random = begun
+    prompt, over = rows.length, np.zeros(len(rows.ids), bool)
     while rows.length < total and not over.all():
         scores = penalise(rows.ids[:, : rows.length], rows.scores(), choice, prompt)
         if choice.do_sample:
@@ -455,12 +489,9 @@ def _token_by_token(
             tokens = _draw(softmax(scores), random)
         else:
             tokens = scores.argmax(1)
-        kept.append(scores)
         rows.append(np.where(over, pad, tokens))
         over |= ended(rows.ids[:, : rows.length])
-        if streamer is not None:
-            streamer(rows.ids[:, rows.length - 1].copy())
-    return rows.ids[:, : rows.length], kept
+        yield rows.ids[:, rows.length - 1].copy(), scores
 
 
 def _draw(p: Array, random: np.random.Generator) -> Array:  # (R, V) -> (R,)
@@ -470,14 +501,13 @@ def _draw(p: Array, random: np.random.Generator) -> Array:  # (R, V) -> (R,)
     return (sums <= thresholds).sum(1)
 
 
-def _beam_search(
-    rows: Rows, choice: Choice, total: int, pad: int, ended: Callable[[Array], Array], random: np.random.Generator
-) -> tuple[Array, list[Array], Array]:
+def _beam_search(begun: Begun) -> tuple[Array, list[Array], Array]:
     """Keep the num_beams likeliest beginnings of each prompt, and the best of those that ended by score / length ** penalty.
 
     As transformers counts: a step looks at (1 + number of eos tokens, at least 2) continuations for each beam, so that enough
     are left to go on with; only the best num_beams of them may count as ended.
     """
+    _, rows, choice, total, pad, ended, random = begun
     n, prompt = choice.num_beams, rows.length
     B = len(rows.ids) // n
     width = min(max(2, 1 + len(choice.eos_token_ids)), rows.model.config.vocab_size) * n

@@ -7,7 +7,7 @@ heads.py says what each class makes of it; family.py names their kin.
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack
 
@@ -349,9 +349,18 @@ class RobertaPreLayerNormForCausalLM(RobertaPreLayerNormPreTrainedModel):
 
         Those are generation_config's where there is one, else what the configuration says of generation.
         """
-        arguments = generation.settings(self.generation_config, arguments, self.config.to_dict())
-        arguments = {name: value for name, value in arguments.items() if name not in generation.STARTS}
-        return generation.generate(self, input_ids, attention_mask, **arguments)
+        return generation.generate(self, input_ids, attention_mask, **self.generation_settings(arguments))
+
+    def stream(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+        """The tokens (R,) that `generate` appends, a step at a time, as they are asked for; raises Error on beams too."""
+        arguments = self.generation_settings(arguments)
+        arguments.pop("return_dict_in_generate", None)
+        return generation.stream(self, input_ids, attention_mask, **arguments)
+
+    def generation_settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of generation.generate: those given, then the checkpoint's own."""
+        found = generation.settings(self.generation_config, arguments, self.config.to_dict())
+        return {name: value for name, value in found.items() if name not in generation.STARTS}
 
 
 class RobertaPreLayerNormForMaskedLM(RobertaPreLayerNormPreTrainedModel):

@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print which of several texts follows another best: by the embedded model, which sentence comes next."""
     if (arguments.pairs is None) == (arguments.prompt is None):
         raise Error("give a text and two choices or more, or --pairs FILE")
+    if arguments.pairs is None and len(arguments.choices) < 2:
+        raise Error(f"there must be two choices or more, and there is {'one' if arguments.choices else 'none'}")
     if arguments.pairs is not None:
         lists: Any = _pairs(arguments.pairs)
     else:
@@ -37,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         task = model_of(arguments, MultipleChoice, long=arguments.long)
 
         def respond(asked: list[dict[str, Any]]) -> Iterable[Any]:
-            for scores in task(iter(asked), keep_errors=True):
-                yield scores if isinstance(scores, Error) else {"scores": scores}
+            for choices in task(iter(asked), keep_errors=True):
+                yield choices if isinstance(choices, Error) else {"choices": choices}
 
         return respond
 
@@ -53,7 +55,7 @@ def _pairs(name: str) -> Iterator[list[Item]]:
 
 
 def _show(item: Item, answer: Mapping[str, Any]) -> None:
-    pairs = sorted(zip(answer["scores"], item.text["choices"], strict=True), reverse=True)
-    scores = [float(score) for score, _ in pairs]
+    choices = answer["choices"]
+    scores = [choice["score"] for choice in choices]
     shown = Column("score", [f"{score:.1%}" for score in scores], justify="right")
-    print_table(item.text["prompt"], [shown, bars(scores), Column("choice", [choice for _, choice in pairs], "bold cyan")])
+    print_table(item.text["prompt"], [shown, bars(scores), Column("choice", [one["choice"] for one in choices], "bold cyan")])

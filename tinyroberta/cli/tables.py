@@ -8,6 +8,7 @@ from ..errors import Error
 from ..terminal import one_line, print_rich
 
 BAR = 12  # columns of the longest bar
+TITLE = 400  # characters of a text that are shown above its table
 SENTENCE = 30  # columns that a sentence needs: in fewer it is a column of words
 
 
@@ -56,7 +57,7 @@ def print_table(title: str, columns: Sequence[Column]) -> None:
         for row in zip(*(cells[number] for number in shown), strict=True):
             table.add_row(*map(Text, row))
         if title:
-            console.print(Text(one_line(title), "bold"))
+            console.print(Text(one_line(title if len(title) <= TITLE else f"{title[:TITLE]}..."), "bold"))
         console.print(table)
         console.print()
 

@@ -21,9 +21,9 @@ ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classifica
 def task(name: str, model: Any = None, *, tokenizer: Any = None, revision: str | None = None, **running: Any) -> Any:
     """A task by transformers' name: a checkpoint's, a loaded model's, or the embedded one's; mirrors transformers' pipeline().
 
-    model: a folder or Hub repository; a model of this library, with the `tokenizer` that tasks.tokenizer.load_tokenizer gives; None
-    for the embedded model. running: load's keywords (backend, dtype, ...) where the model is not loaded yet, and the class's own
-    (long, batch_tokens). Raises Error on a name that is none, and as the class's from_pretrained.
+    model: a folder or Hub repository; a model of this library, with the `tokenizer` that tasks.tokenizer.load_tokenizer gives;
+    None for the embedded model. running: load's keywords (backend, dtype, ...) where the model is not loaded yet, and the
+    class's own (long, batch_tokens). Raises Error on a name that is none, and as the class's from_pretrained.
     """
     file, kind = TASKS.get(ALIASES.get(name, name), (None, "")) if isinstance(name, str) else (None, "")
     if file is None:

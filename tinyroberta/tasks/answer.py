@@ -38,14 +38,14 @@ class QuestionAnswering(Task):
     ) -> Any:
         """A question and its context -> {"score", "start", "end", "answer"}, or a list of several, likeliest first.
 
-        They are given as two strings, as `question` and `context` (a list of questions with one context or a list of them), or as
-        {"question": ..., "context": ...} or (question, context); a list gives a list (a list of one that one's answer, as
-        transformers does), another iterable a generator, in order. A context is read in windows of max_seq_len tokens (384, or what
-        the model reads), the question in each of them, that share doc_stride tokens (128, or half a window). An answer has at most
-        max_answer_len tokens, and begins and ends with words, align_to_words. handle_impossible_answer: that there is none, "", is
-        an answer too. max_question_len cuts a question; where it is None none is cut, which is what transformers does with any.
-        keep_errors: an Error stands in the place of a result. Raises Error on a question or context that is empty, and on a question
-        that leaves a window no room, when its turn comes.
+        They are given as two strings, as `question` and `context` (a list of questions with one context or a list of them), or
+        as {"question": ..., "context": ...} or (question, context); a list gives a list (a list of one that one's answer, as
+        transformers does), another iterable a generator, in order. A context is read in windows of max_seq_len tokens (384, or
+        what the model reads), the question in each of them, that share doc_stride tokens (128, or half a window). An answer has
+        at most max_answer_len tokens, and begins and ends with words, align_to_words. handle_impossible_answer: that there is
+        none, "", is an answer too. max_question_len cuts a question; where it is None none is cut, which is what transformers
+        does with any. keep_errors: an Error stands in the place of a result. Raises Error on a question or context that is
+        empty, and on a question that leaves a window no room, when its turn comes.
         """
         check_count("top_k", top_k, 1)
         check_count("max_answer_len", max_answer_len, 1)
@@ -58,7 +58,7 @@ class QuestionAnswering(Task):
         if length > self.longest or stride > length:
             what = f"max_seq_len is {length}" if length > self.longest else f"doc_stride is {stride}"
             raise Error(f"{what}; it must be at most {min(length, self.longest)}")
-        how = {"batch_tokens": batch_tokens, "keep_errors": keep_errors, "most": max_question_len}
+        how: Any = {"batch_tokens": batch_tokens, "keep_errors": keep_errors, "most": max_question_len}
         how |= {"max_length": length, "stride": stride, "strategy": "only_second", "long": "window"}
 
         def result(answer: Answered) -> Any:
@@ -124,7 +124,9 @@ class QuestionAnswering(Task):
 def _given(inputs: Sequence[Any], question: Any, context: Any) -> Any:
     """What is asked, of the ways to ask it."""
     if (question is None) != (context is None) or bool(inputs) == (question is not None) or len(inputs) > 2:
-        raise Error("give a question and a context: as question= and context=, as two strings, or as a dictionary with these keys")
+        raise Error(
+            "give a question and a context: as question= and context=, as two strings, or as a dictionary with these keys"
+        )
     if len(inputs) == 2:
         return tuple(inputs)
     if inputs:

@@ -31,15 +31,18 @@ class MultipleChoice(Task):
         """A prompt and its choices -> a list of {"choice", "index", "score"}, likeliest first; the scores' sum is 1.
 
         They are given as two arguments, as `prompt` and `choices`, or as {"prompt": ..., "choices": [...]} or (prompt, [...]); a
-        list of these gives a list of lists, another iterable a generator, in order. The prompt and each choice are read as a pair of
-        texts, and the scores are the softmax of their logits. index: the choice's number, from 0. long="window": a pair's logit is
-        the mean of its windows', weighted by their tokens without the special ones. keep_errors: an Error stands in the place of a
-        result. Raises Error on a prompt without choices, and on a text that cannot be read, when its turn comes.
+        list of these gives a list of lists, another iterable a generator, in order. The prompt and each choice are read as a
+        pair of texts, and the scores are the softmax of their logits. index: the choice's number, from 0. long="window": a
+        pair's logit is the mean of its windows', weighted by their tokens without the special ones. keep_errors: an Error stands
+        in the place of a result. Raises Error on a prompt without choices, and on a text that cannot be read, when its turn
+        comes.
         """
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise Error(f"top_k is {top_k!r}; it must be a whole number of at least 1, or None for all choices")
         if (prompt is None) != (choices is None) or bool(inputs) == (prompt is not None) or len(inputs) > 2:
-            raise Error("give a prompt and its choices: as prompt= and choices=, as two arguments, or as a dictionary with these keys")
+            raise Error(
+                "give a prompt and its choices: as prompt= and choices=, as two arguments, or as a dictionary with these keys"
+            )
         given = inputs[0] if len(inputs) == 1 else tuple(inputs) or {"prompt": prompt, "choices": choices}
 
         def run(questions: Iterable[Any]) -> Iterator[Any]:

@@ -30,12 +30,12 @@ class TextClassification(Task):
     ) -> Any:
         """Texts, or pairs as (text, text) or {"text": ..., "text_pair": ...} -> {"label": ..., "score": ...}.
 
-        The shapes are those of transformers' pipeline. Without top_k a text gives a list of its likeliest label alone, a pair that
-        label, a list of either a list of labels. With it, None for all, each text gives a list, likeliest first. Any other iterable
-        gives a generator, in order. function_to_apply: "sigmoid", "softmax" or "none"; None for what the configuration says:
-        none for regression, sigmoid for several labels at once or a single one, else softmax. long="window": the mean of the
-        windows' scores, weighted by their tokens without the special ones. keep_errors: an Error stands in the place of a result.
-        Raises Error on a text that cannot be read, when its turn comes.
+        The shapes are those of transformers' pipeline. Without top_k a text gives a list of its likeliest label alone, a pair
+        that label, a list of either a list of labels. With it, None for all, each text gives a list, likeliest first. Any other
+        iterable gives a generator, in order. function_to_apply: "sigmoid", "softmax" or "none"; None for what the configuration
+        says: none for regression, sigmoid for several labels at once or a single one, else softmax. long="window": the mean of
+        the windows' scores, weighted by their tokens without the special ones. keep_errors: an Error stands in the place of a
+        result. Raises Error on a text that cannot be read, when its turn comes.
         """
         if top_k != "" and top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise Error(f"top_k is {top_k!r}; it must be a whole number of at least 1, or None for all labels")
@@ -45,11 +45,11 @@ class TextClassification(Task):
             scores = merged(answer, function)
             if top_k == "":
                 return {"label": labels[int(scores.argmax())], "score": float(scores.max())}
-            named = [{"label": label, "score": float(score)} for label, score in zip(labels, scores, strict=True)]
-            return sorted(named, key=lambda entry: -entry["score"])[:top_k]
+            named = sorted(zip(labels, scores.tolist(), strict=True), key=lambda entry: -entry[1])[:top_k]
+            return [{"label": label, "score": score} for label, score in named]
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
-            how = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
+            how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
             for answer in self.answered(mapped(pair_of, texts), self._logits, **how):
                 yield answer.error or result(answer)
 

@@ -31,7 +31,7 @@ class FeatureExtraction(Task):
         """
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
-            how = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
+            how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
             for answer in self.answered(mapped(single, texts), self._vectors, **how):
                 if answer.error is not None:
                     yield answer.error

@@ -1,13 +1,116 @@
 """Fill the masks of sentences with the words a masked language model finds likeliest."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends.numpy import softmax
 from ..errors import Error, ieee
 from ..models import RobertaPreLayerNormForMaskedLM
-from .tokenizer import mask_token, stack, tokenize
+from .batches import Answered, mapped
+from .task import Long, Task, answers, single
+from .tokenizer import check_text, decode, mask_token, stack, tokenize
+
+
+class FillMask(Task):
+    """A masked language model; mirrors transformers' FillMaskPipeline (4.57)."""
+
+    head, name = "ForMaskedLM", "fill-mask"
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        long: Long | None = None,
+        batch_tokens: int | None = None,
+        keep_errors: bool = False,
+    ) -> Any:
+        """A text -> a list of {"score", "token", "token_str", "sequence"}, likeliest first; of several masks, a list of lists.
+
+        A list of texts gives a list (a list of one what that one gives, as transformers does), another iterable a generator, in
+        order. Each mask is filled by itself. targets: the only words to choose from, with their probabilities among all; one that
+        is not in the vocabulary stands for its first token, with a warning. long="window": the windows share no token, and
+        `sequence` is a mask's own window. keep_errors: an Error stands in the place of a result. Raises Error on a text without a
+        mask, and on one that cannot be read, when its turn comes.
+        """
+        if not isinstance(top_k, int) or top_k < 1:
+            raise Error(f"top_k is {top_k!r}; it must be a whole number of at least 1")
+        mask = mask_token(self.tokenizer)
+        mask_id = self.tokenizer.token_to_id(mask)
+        wanted = None if targets is None else self._targets(targets)
+
+        def result(answer: Answered) -> Any:
+            several = sum(map(len, answer.results)) > 1
+            found = []
+            for window, rows in zip(answer.windows, answer.results, strict=True):
+                places = [place for place, token in enumerate(window.ids) if token == mask_id]
+                found += [self._filled(window.ids, *one, top_k, wanted, several) for one in zip(places, rows, strict=True)]
+            if not found:
+                return Error(f"there is no {mask} in {answer.text[:80]!r}: put one where a word is to be found")
+            return found if several else found[0]
+
+        def run(texts: Iterable[Any]) -> Iterator[Any]:
+            how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
+            for answer in self.answered(mapped(single, texts), lambda windows: self._logits(windows, mask_id), **how):
+                found = answer.error or result(answer)
+                if isinstance(found, Error) and not keep_errors:
+                    raise found
+                yield found
+
+        found = answers(inputs, run, lambda given: isinstance(given, str | bytes))
+        return found[0] if isinstance(inputs, list) and len(inputs) == 1 else found
+
+    def _logits(self, windows: list[Any], mask: int) -> list[Any]:
+        """The scores of every word at each window's masks, (masks, V)."""
+        places = np.flatnonzero(np.concatenate([window.ids for window in windows]) == mask)
+        counts = [window.ids.count(mask) for window in windows]
+        if not len(places):
+            return [np.empty((0, self.model.config.vocab_size))] * len(windows)
+        return np.split(self.packed(windows, places=places)["logits"], np.cumsum(counts)[:-1])
+
+    @ieee
+    def _filled(
+        self, ids: list[int], place: int, logits: Any, top_k: int, wanted: list[int] | None, several: bool
+    ) -> list[dict[str, Any]]:
+        """The likeliest words for a mask."""
+        scores = softmax(logits)
+        tokens = np.arange(len(scores)) if wanted is None else np.array(wanted)
+        best = tokens[np.argsort(-scores[tokens], kind="stable")[:top_k]].tolist()
+        pad = getattr(self.tokenizer, "pad_token", None)
+        pad = None if pad is None else self.tokenizer.token_to_id(pad)
+        found = []
+        for token in best:
+            filled = [one for one in [*ids[:place], token, *ids[place + 1 :]] if one != pad]
+            sequence = decode(self.tokenizer, filled, skip_special_tokens=not several)
+            word = {"score": float(scores[token]), "token": token, "token_str": decode(self.tokenizer, [token])}
+            found.append({**word, "sequence": sequence})
+        return found
+
+    def _targets(self, targets: str | Sequence[str]) -> list[int]:
+        """The ids of words, each once; of one that is not in the vocabulary its first token."""
+        if not isinstance(targets, str | list | tuple) or not targets:
+            raise Error(f"targets is {targets!r}; it must be a word or a list of at least one")
+        words, found = self.tokenizer.get_vocab(), []
+        for target in [targets] if isinstance(targets, str) else targets:
+            check_text(target)
+            number = words.get(target)
+            if number is None:
+                with self._reading:
+                    number = next(iter(tokenize(self.tokenizer, [target], add_special_tokens=False)[0].ids), None)
+                if number is None:
+                    raise Error(f"the target {target!r} has no token")
+                told = (
+                    f"the target {target!r} is no token of the vocabulary: {self.tokenizer.id_to_token(number)!r} stands for it"
+                )
+                warnings.warn(told, stacklevel=3)
+            if number >= self.model.config.vocab_size:
+                raise Error(f"the target {target!r} has id {number}, and the model {self.model.config.vocab_size} words")
+            found.append(number)
+        return sorted(set(found))
 
 
 class Candidate(NamedTuple):

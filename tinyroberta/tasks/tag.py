@@ -37,12 +37,12 @@ class TokenClassification(Task):
         """A text -> a list of entities; a list of texts -> a list of lists; another iterable -> a generator of lists, in order.
 
         An entity is {"entity", "score", "index", "word", "start", "end"}, a token's, with aggregation_strategy="none"; else
-        {"entity_group", "score", "word", "start", "end"}. start and end count characters of the text. Tokens whose label is one of
-        ignore_labels are left out. stride: a text longer than the model reads is read in windows that share so many tokens, as
-        with long="window", whose own stride is a quarter of a window; where windows share a token, the longer entity stays, or the
-        likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words, and start and
-        end count in the words joined by `delimiter`. keep_errors: an Error stands in the place of a result. Raises Error on a text
-        that cannot be read, when its turn comes.
+        {"entity_group", "score", "word", "start", "end"}. start and end count characters of the text. Tokens whose label is one
+        of ignore_labels are left out. stride: a text longer than the model reads is read in windows that share so many tokens,
+        as with long="window", whose own stride is a quarter of a window; where windows share a token, the longer entity stays,
+        or the likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words, and
+        start and end count in the words joined by `delimiter`. keep_errors: an Error stands in the place of a result. Raises
+        Error on a text that cannot be read, when its turn comes.
         """
         strategy, ignored, labels = aggregation_strategy, _ignored(ignore_labels), labels_of(self.model.config)
         if not isinstance(strategy, str) or strategy.lower() not in STRATEGIES:
@@ -52,7 +52,7 @@ class TokenClassification(Task):
             if long not in (None, "window"):
                 raise Error(f'stride is for texts read in windows, and long is {long!r}: give long="window" or leave stride out')
             long = "window"
-        how = {
+        how: Any = {
             "long": long,
             "batch_tokens": batch_tokens,
             "keep_errors": keep_errors,
@@ -111,8 +111,6 @@ def _ignored(labels: Any) -> tuple[str, ...]:
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise Error(f"ignore_labels is {labels!r}; it must be a list of labels")
     return tuple(labels)
-
-
 
 
 def _words(text: Any) -> Any:

@@ -25,13 +25,13 @@ SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model")
 def load_tokenizer(folder: str | Path) -> Any:
     """A checkpoint folder's tokenizers.Tokenizer, with what its other files say of it.
 
-    Its attributes: `mask_token`, `unk_token`, `cls_token` and `pad_token`, the texts of these tokens, or None; `model_max_length`,
-    how many tokens a text may have, or None; `truncation_side`, "right" or "left"; `gives_types`, whether the second text of a pair
-    has a type of its own; `clean_up_tokenization_spaces`, whether decoding takes out spaces before punctuation.
-    It gives the ids of transformers 4.57's fast tokenizers: tokenizer.json, or what the tokenizer's class makes of its vocabulary
-    (vocab.json with merges.txt, a sentencepiece model, vocab.txt), with the tokens and settings of tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json. Raises Error on a folder without a tokenizer that is read here, or where the
-    package is not installed.
+    Its attributes: `mask_token`, `unk_token`, `cls_token` and `pad_token`, the texts of these tokens, or None;
+    `model_max_length`, how many tokens a text may have, or None; `truncation_side`, "right" or "left"; `gives_types`, whether
+    the second text of a pair has a type of its own; `clean_up_tokenization_spaces`, whether decoding takes out spaces before
+    punctuation. It gives the ids of transformers 4.57's fast tokenizers: tokenizer.json, or what the tokenizer's class makes of
+    its vocabulary (vocab.json with merges.txt, a sentencepiece model, vocab.txt), with the tokens and settings of
+    tokenizer_config.json, special_tokens_map.json and added_tokens.json. Raises Error on a folder without a tokenizer that is
+    read here, or where the package is not installed.
     """
     try:
         import tokenizers
@@ -260,6 +260,15 @@ def tokenize(tokenizer: Any, texts: Sequence[str], **how: Any) -> list[Any]:
         return list(tokenizer.encode_batch(list(texts), **how))
 
 
+def decode(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = False, clean_up: bool | None = None) -> str:
+    """The text of ids; clean_up takes out spaces before punctuation, where None as the tokenizer's files say (transformers')."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False) if clean_up is None else clean_up:
+        for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+            text = text.replace(spaced, spaced.strip())
+    return text
+
+
 def check_text(text: Any) -> None:
     """Raise Error where a text is no string of Unicode."""
     if not isinstance(text, str):
@@ -282,7 +291,7 @@ def read_texts(
     strategy: str = "longest_first",
     is_split_into_words: bool = False,
 ) -> list[list[Any] | Error]:
-    """Texts, or pairs of texts, or lists of words, -> for each the windows (tokenizers.Encodings) that a model reads, or why it cannot be read.
+    """Texts, pairs of texts or lists of words -> for each the windows (tokenizers.Encodings) that a model reads, or an Error.
 
     An Error may stand in a text's place, and is its reading.
 
