@@ -40,9 +40,9 @@ class TokenClassification(Task):
         {"entity_group", "score", "word", "start", "end"}. start and end count characters of the text. Tokens whose label is one
         of ignore_labels are left out. stride: a text longer than the model reads is read in windows that share so many tokens,
         as with long="window", whose own stride is a quarter of a window; where windows share a token, the longer entity stays,
-        or the likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words, and
-        start and end count in the words joined by `delimiter`. keep_errors: an Error stands in the place of a result. Raises
-        Error on a text that cannot be read, when its turn comes.
+        or the likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words (one
+        gives a list of one list), and start and end count in the words joined by `delimiter`. keep_errors: an Error stands in
+        the place of a result. Raises Error on a text that cannot be read, when its turn comes.
         """
         strategy, ignored, labels = aggregation_strategy, _ignored(ignore_labels), labels_of(self.model.config)
         if not isinstance(strategy, str) or strategy.lower() not in STRATEGIES:
@@ -80,7 +80,8 @@ class TokenClassification(Task):
             words = isinstance(given, list | tuple) and bool(given) and all(isinstance(word, str) for word in given)
             return isinstance(given, bytes) or (words if is_split_into_words else isinstance(given, str))
 
-        return answers(inputs, run, is_one)
+        found = answers(inputs, run, is_one)
+        return [found] if is_split_into_words and is_one(inputs) else found
 
     def _logits(self, windows: list[Any]) -> list[Any]:
         return by_window(self.packed(windows)["logits"], windows)
