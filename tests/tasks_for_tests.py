@@ -1,4 +1,4 @@
-"""What tools/make_golden_tasks.py and the tests of the tasks share: the models of tests/golden_tasks and the texts read with them."""
+"""What tools/make_golden_tasks.py and the tests of the tasks share: the models of tests/golden_tasks, and texts."""
 
 import shutil
 from pathlib import Path

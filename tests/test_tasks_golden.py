@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from tasks_for_tests import ROOT, assemble
 
 import tinyroberta
-from tasks_for_tests import ROOT, assemble
 
 pytest.importorskip("tokenizers")
 

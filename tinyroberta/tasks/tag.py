@@ -51,7 +51,9 @@ class TokenClassification(Task):
         if stride is not None:
             if long not in (None, "window"):
                 raise Error(f'stride is for texts read in windows, and long is {long!r}: give long="window" or leave stride out')
-            long = "window"
+            long, most = "window", self.longest - self.tokenizer.num_special_tokens_to_add(False)
+            if not isinstance(stride, int) or not 0 <= stride < most:
+                raise Error(f"stride is {stride!r}; in windows of {self.longest} tokens it must be from 0 to {most - 1}")
         how: Any = {
             "long": long,
             "batch_tokens": batch_tokens,
@@ -77,8 +79,8 @@ class TokenClassification(Task):
                 yield answer.error or result(answer)
 
         def is_one(given: Any) -> bool:
-            words = isinstance(given, list | tuple) and bool(given) and all(isinstance(word, str) for word in given)
-            return isinstance(given, bytes) or (words if is_split_into_words else isinstance(given, str))
+            words = is_split_into_words and isinstance(given, list | tuple) and bool(given)
+            return bool(words) and all(isinstance(word, str) for word in given)
 
         found = answers(inputs, run, is_one)
         return [found] if is_split_into_words and is_one(inputs) else found
