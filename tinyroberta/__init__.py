@@ -12,6 +12,7 @@ from .errors import Error
 from .family import *  # noqa: F403 - the seven classes of every family, by their names in family.__all__
 from .tap import trace
 from .tasks.embed import Embedder
+from .tasks.rerank import Reranker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Embedder",
     "EncoderDecoderModel",
     "Error",
+    "Reranker",
     "RobertaConfig",
     "RobertaPreLayerNormConfig",
     "XLMRobertaConfig",
