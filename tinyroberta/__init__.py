@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .tasks.features import FeatureExtraction
     from .tasks.fill_mask import FillMask
     from .tasks.generate import TextGeneration
+    from .tasks.rerank import Reranker
     from .tasks.tag import TokenClassification
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "FillMask",
     "MultipleChoice",
     "QuestionAnswering",
+    "Reranker",
     "RobertaConfig",
     "RobertaPreLayerNormConfig",
     "TextClassification",
