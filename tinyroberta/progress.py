@@ -3,8 +3,12 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE = 3.0  # seconds before a bar is shown of what need not take long
 
 
 @contextmanager
@@ -29,6 +33,17 @@ def progress(total: float | None, name: str, after: float = 0.0, unit: str = "by
                 show(done)
 
         yield advance
+
+
+def counted(items: Iterable[T], total: float | None, name: str, unit: str, asked: bool | None = None) -> Iterator[T]:
+    """The items, with a bar that counts them: at once, never, or (None) where they take longer than some seconds."""
+    if asked is False:
+        yield from items
+        return
+    with progress(total, name, 0.0 if asked else PATIENCE, unit) as told:
+        for item in items:
+            told(1)
+            yield item
 
 
 @contextmanager

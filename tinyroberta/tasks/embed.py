@@ -6,26 +6,24 @@ tokens, wherever the backend's rows have.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ..errors import Error, ieee
-from ..inputs import as_array
+from ..inputs import check_numbers
 from ..keywords import running_of
 from ..plan import plan
-from ..progress import progress as bar
+from ..progress import counted
 from ..weights.hub import checkpoint_folder, on_disk
 from . import bge_m3
-from .batches import BUDGET, Answered, Chunks, mapped
+from .batches import BUDGET, Answered, mapped
 from .sentence_transformers import Dense, Normalize, Recipe, read_recipe
-from .task import Long, Task, open_model, reads_types
+from .task import Long, Task, longest_of, open_model, reads_types
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Vector = Array | Error
-PATIENCE = 3.0  # seconds before a bar is shown
 PRECISIONS = ("float32", "binary", "ubinary")
 THEIRS = {  # SentenceTransformer.encode's keywords that change nothing here, and the values of those that would change something
     "batch_size": None,
@@ -61,7 +59,7 @@ class Embedder(Task):
         self.recipe = recipe or Recipe(Path(), found=False)
         self.prompts, self.default_prompt_name = dict(self.recipe.prompts), self.recipe.default_prompt_name
         self.similarity_fn_name = self.recipe.similarity
-        self.max_seq_length = self.recipe.max_seq_length or self.longest
+        self.max_seq_length = min(self.recipe.max_seq_length or longest_of(model, tokenizer), self.longest)
         self.m3 = m3
         layers = {f"after.{n}": step for n, step in enumerate(self.recipe.after) if isinstance(step, Dense)}
         self._layers = self._prepared({name: (step.weight, step.bias) for name, step in layers.items()})
@@ -87,13 +85,16 @@ class Embedder(Task):
         folder = checkpoint_folder(path_or_repo, revision, beside=True)
         recipe = read_recipe(folder)
         model, tokenizer = open_model(cls.head, cls.name, recipe.folder, None, **running)
-        if recipe.max_seq_length is not None:
-            tokenizer.model_max_length = None  # sentence-transformers sets it to max_seq_length
         return cls(model, tokenizer, recipe, bge_m3.read_linears(recipe.folder, model.config.hidden_size), **own)
 
     def __repr__(self) -> str:
         size = f"vectors of {self.dimension} numbers, texts of at most {self.max_seq_length} tokens"
         return f"<{type(self).__name__}: {self.recipe.told()}; {size}; {self.model!r}>"
+
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text the model reads, whatever its tokenizer's files say."""
+        return int(self.model.config.usable_length)
 
     @property
     def dimension(self) -> int:
@@ -369,11 +370,8 @@ class Embedder(Task):
 
     def _shown(self, texts: Iterable[Any], answers: Iterable[Any], progress: bool | None) -> Iterator[Any]:
         """The answers, with a bar that counts them."""
-        after = 0.0 if progress else PATIENCE
-        with _silent() if progress is False else bar(_count(texts), "embedding", after, "texts") as told:
-            for answer in answers:
-                told(1)
-                yield answer
+        total = len(texts) if isinstance(texts, Sized) else None
+        return counted(answers, total, "embedding", "texts", progress)
 
     def _outputs(
         self, answers: Iterator[Answered], finish: Callable[[Answered], Array], outputs: Sequence[str], one: bool
@@ -406,7 +404,7 @@ class Embedder(Task):
 
 def similarity(a: Any, b: Any, name: str = "cosine") -> Array:
     """How alike the rows of a (N, D) and b (M, D) are, float32 (N, M), by one of the names of SIMILARITIES."""
-    x, y = (np.atleast_2d(as_array(given, "a vector")).astype(np.float32, copy=False) for given in (a, b))
+    x, y = (np.atleast_2d(check_numbers(given, "a vector")).astype(np.float32, copy=False) for given in (a, b))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise Error(f"vectors of shapes {np.shape(a)} and {np.shape(b)} cannot be compared; they must be (N, D) and (M, D)")
     if name == "cosine":
@@ -487,12 +485,3 @@ def _lower(tokenizer: Any) -> None:
 
     own = tokenizer.normalizer
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if own is None else [own])])
-
-
-def _count(texts: Any) -> int | None:
-    return len(texts) if isinstance(texts, Sized) and not isinstance(texts, Chunks) else None
-
-
-@contextmanager
-def _silent() -> Iterator[Callable[[float], object]]:
-    yield lambda _: None
