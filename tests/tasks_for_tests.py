@@ -73,6 +73,7 @@ def assemble(name: str, folder: Path) -> Path:
 
 def same(found: Any, expected: Any) -> bool:
     """The same structure, keys in the same order, the same texts and whole numbers, and other numbers close."""
+    expected = expected.item() if hasattr(expected, "item") else expected
     if isinstance(expected, float):
         return isinstance(found, float) and math.isclose(found, expected, rel_tol=CLOSE, abs_tol=CLOSE)
     if isinstance(expected, dict):

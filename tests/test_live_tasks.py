@@ -83,7 +83,11 @@ def test_token_classification(tmp_path: Path, name: str, seed: int) -> None:
         if strategy != "none" and draw.random() < 0.5:
             how["stride"], given = draw.randint(0, 45), [text(draw, 80) for _ in range(2)]
         read = {"long": "window"} if "stride" in how else {}
-        assert same(ours(given, **how, **read), theirs(given, **how)), (given, how)
+        wanted = theirs(given, **how)
+        if read:  # where the first entity is of no character transformers gives it twice
+            twice = [len(found) > 1 and found[0] is found[1] for found in wanted]
+            wanted = [found[1:] if again else found for found, again in zip(wanted, twice, strict=True)]
+        assert same(ours(given, **how, **read), wanted), (given, how)
     if name == "entities_unigram":
         words = [text(draw, 12, 1).split() or ["a"] for _ in range(3)]
         how = {"is_split_into_words": True, "aggregation_strategy": draw.choice(["none", "simple", "max"])}
