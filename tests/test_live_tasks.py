@@ -34,7 +34,7 @@ def text(draw: random.Random, most: int, least: int = 0) -> str:
 
 
 def both(task: str, folder: Path, name: str, seed: int, **fields: Any) -> tuple[Any, Any]:
-    """The pipeline and the task of a new model of one of golden_tasks' kinds."""
+    """The pipeline and the task of a new model of one of golden_tasks' kinds, in float64: what differs is no rounding."""
     family, head, kind, own = MODELS[name]
     tokenizer = transformers.AutoTokenizer.from_pretrained(ROOT / kind)
     config = getattr(transformers, f"{family}Config")(
@@ -49,8 +49,8 @@ def both(task: str, folder: Path, name: str, seed: int, **fields: Any) -> tuple[
             parameter.copy_(gain + torch.randn(parameter.shape, generator=generator) * 0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    theirs = transformers.pipeline(task, model=str(folder), device="cpu")
-    return theirs, tinyroberta.task(task, folder, long="truncate")
+    theirs = transformers.pipeline(task, model=str(folder), device="cpu", dtype=torch.float64)
+    return theirs, tinyroberta.task(task, folder, long="truncate", dtype="float64")
 
 
 @pytest.mark.parametrize("seed", range(6))
