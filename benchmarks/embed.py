@@ -6,9 +6,9 @@ The model is RoBERTa base with weights drawn with a seed, as a sentence-transfor
 sentences are drawn with a seed too: words of the embedded model's vocabulary by Zipf's law, as many as a log-normal law says
 (median 17, a twentieth above 54), so that they are as ragged as sentences are. Each stack is a process of its own and is given
 all the texts at once; sentence-transformers sorts them by length and pads batches of 32, its defaults. Vectors are checked first:
-ours against float64 on a sample, every other against ours. Rounds are interleaved in a drawn order; a ratio is the median over rounds
-of run / ours. "bare" is our tokenizer and our forward pass alone, over the same groups of tokens: what encode adds to it is its
-cost.
+ours against float64 on a sample, every other against ours. Rounds are interleaved in a drawn order; a ratio is the median over
+rounds of run / ours. "bare" is our tokenizer and our forward pass alone, over the same groups of tokens: what encode adds to it
+is its cost.
 
     pip install sentence-transformers optimum-onnx optimum-intel
 """

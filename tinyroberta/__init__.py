@@ -1,5 +1,8 @@
 """RoBERTa-PreLayerNorm without a deep-learning framework."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import (
     family,
     terminal,  # noqa: F401 - first: in a command it sees to Ctrl-C during the imports below
@@ -11,8 +14,6 @@ from .encoder_decoder import EncoderDecoderModel
 from .errors import Error
 from .family import *  # noqa: F403 - the seven classes of every family, by their names in family.__all__
 from .tap import trace
-from .tasks.embed import Embedder
-from .tasks.rerank import Reranker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,3 +31,15 @@ __all__ = [
     "trace",
 ]
 __all__ += family.__all__
+LATER = {"Embedder": "tasks.embed", "Reranker": "tasks.rerank"}  # imported when they are first asked for
+
+if TYPE_CHECKING:
+    from .tasks.embed import Embedder
+    from .tasks.rerank import Reranker
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(f".{LATER[name]}", __name__), name)
+    return found
