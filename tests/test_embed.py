@@ -412,3 +412,12 @@ def test_what_is_no_checkpoint(path: Any, told: str | None) -> None:
         return
     with pytest.raises(Error, match=told):
         Embedder.from_pretrained(path)
+
+
+def test_the_embedded_models_vectors_have_length_1() -> None:
+    try:
+        model = Embedder.from_pretrained()
+    except Error as error:
+        pytest.skip(str(error))
+    vectors = model.encode(["She opened the door.", "He closed the window.", ""])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
