@@ -18,7 +18,7 @@ pytestmark = pytest.mark.live
 
 WORDS = [
     *("Anna", "Smith's", "cat", ",", "and", "the", "café.", "lives", "in", "Berlin!", "didn't", "日本", "の猫", "🙂", "naïve"),
-    *("<mask>", "</s>", "\t", "O'Neil;", "1987", "a", "b", "c"),
+    *("<mask>", "</s>", "\t", "O'Neil;", "1987", "a", "b", "c", "Ж", "ЖЖ"),
 ]
 
 
