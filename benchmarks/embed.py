@@ -7,8 +7,8 @@ sentences are drawn with a seed too: words of the embedded model's vocabulary by
 (median 17, a twentieth above 54), so that they are as ragged as sentences are. Each stack is a process of its own and is given
 all the texts at once; sentence-transformers sorts them by length and pads batches of 32, its defaults. Vectors are checked first:
 ours against float64 on a sample, every other against ours. Rounds are interleaved in a drawn order; a ratio is the median over
-rounds of run / ours, or / medium of what computes in bf16. "bare" is our tokenizer and our forward pass alone, over the same groups of tokens: what encode adds to it
-is its cost.
+rounds of run / ours, or / medium of what computes in bf16. "bare" is our tokenizer and our forward pass alone, over the same
+groups of tokens: what encode adds to it is its cost.
 
     pip install sentence-transformers optimum-onnx optimum-intel
 """
@@ -321,8 +321,8 @@ def main() -> None:
                 "rounds": len(each),
             }
             print(
-                f"  {name:13} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   x {row['ratio']:5.2f} {row['beside']:7} "
-                f"{row['error']:.1e} {row['peak_mib']:7.0f} {row['start_seconds']:6.2f}",
+                f"  {name:13} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   "
+                f"x {row['ratio']:5.2f} {row['beside']:7} {row['error']:.1e} {row['peak_mib']:7.0f} {row['start_seconds']:6.2f}",
                 flush=True,
             )
             workers[name].end()
