@@ -7,8 +7,8 @@ sentences are drawn with a seed too: words of the embedded model's vocabulary by
 (median 17, a twentieth above 54), so that they are as ragged as sentences are. Each stack is a process of its own and is given
 all the texts at once; sentence-transformers sorts them by length and pads batches of 32, its defaults. Vectors are checked first:
 ours against float64 on a sample, every other against ours. Rounds are interleaved in a drawn order; a ratio is the median over
-rounds of run / ours. "bare" is our tokenizer and our forward pass alone, over the same groups of tokens: what encode adds to it
-is its cost.
+rounds of run / ours, or / medium of what computes in bf16. "bare" is our tokenizer and our forward pass alone, over the same
+groups of tokens: what encode adds to it is its cost.
 
     pip install sentence-transformers optimum-onnx optimum-intel
 """
@@ -38,6 +38,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Encode = Callable[[list[str]], Array | None]
 OURS = "highest"
 SAMPLE = 64
+MOST_BF16 = 2e-2
 
 
 class Stack(NamedTuple):
@@ -47,6 +48,7 @@ class Stack(NamedTuple):
     needs: tuple[str, ...] = ()
     export: Callable[[Path], None] | None = None
     most: float = 2e-6
+    beside: str = OURS
 
 
 def sentences(count: int) -> list[str]:
@@ -114,12 +116,17 @@ def bare(folder: Path, threads: int) -> Encode:
     return run
 
 
-def theirs(backend: str) -> Callable[[Path, int], Encode]:
+def theirs(backend: str, **arguments: Any) -> Callable[[Path, int], Encode]:
     def load(folder: Path, threads: int) -> Encode:
-        model = sentence_transformer(folder / ("model" if backend == "torch" else backend), backend, threads)
+        model = sentence_transformer(folder / ("model" if backend == "torch" else backend), backend, threads, **arguments)
         return lambda texts: np.asarray(model.encode(texts, show_progress_bar=False))
 
     return load
+
+
+def openvino(precision: str) -> Callable[[Path, int], Encode]:
+    """OpenVINO in float32, or in bf16, which it takes by itself where the CPU has it."""
+    return theirs("openvino", ov_config={"INFERENCE_PRECISION_HINT": precision})
 
 
 def sentence_transformer(path: Path, backend: str, threads: int, **arguments: Any) -> Any:
@@ -142,11 +149,14 @@ def exporter(backend: str) -> Callable[[Path], None]:
 export_onnx, export_openvino = exporter("onnx"), exporter("openvino")  # by name in this file: another process looks them up
 STACKS = {
     OURS: Stack(ours("highest")),
-    "medium": Stack(ours("medium"), most=2e-2),
+    "medium": Stack(ours("medium"), most=MOST_BF16),
     "bare": Stack(bare),
     "torch": Stack(theirs("torch"), ("sentence_transformers", "torch")),
     "onnx": Stack(theirs("onnx"), ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"), export_onnx),
-    "openvino": Stack(theirs("openvino"), ("sentence_transformers", "optimum.intel", "openvino"), export_openvino),
+    "openvino": Stack(openvino("f32"), ("sentence_transformers", "optimum.intel", "openvino"), export_openvino),
+    "openvino bf16": Stack(
+        openvino("bf16"), ("sentence_transformers", "optimum.intel", "openvino"), export_openvino, MOST_BF16, "medium"
+    ),
 }
 PACKAGES = ("sentence-transformers", "optimum-onnx", "optimum-intel", "tokenizers")
 
@@ -238,10 +248,11 @@ def checked(names: list[str], folder: Path, threads: int, texts: list[str]) -> t
     for name in names:
         try:
             stack = STACKS[name]
-            if stack.export is not None and not (folder / f"{name}.done").exists():
-                print(f"  exporting {name} ...", flush=True)
-                apart(stack.export, folder, log=folder / f"{name}.log")
-                (folder / f"{name}.done").touch()
+            done = folder / f"{getattr(stack.export, '__name__', '')}.done"
+            if stack.export is not None and not done.exists():
+                print(f"  {done.stem} ...", flush=True)
+                apart(stack.export, folder, log=done.with_suffix(".log"))
+                done.touch()
             worker = workers[name] = Worker(name, folder, threads)
             vectors = worker.ask(texts)
             if vectors is None:
@@ -252,7 +263,7 @@ def checked(names: list[str], folder: Path, threads: int, texts: list[str]) -> t
                 errors[name] = far(vectors[:: max(1, len(texts) // SAMPLE)], expected)
             else:
                 errors[name] = far(vectors, wanted)  # type: ignore[arg-type]
-            print(f"  {name:10} off by {errors[name]:.1e}, at most {stack.most:.0e}", flush=True)
+            print(f"  {name:13} off by {errors[name]:.1e}, at most {stack.most:.0e}", flush=True)
             if not errors[name] <= stack.most:
                 raise RuntimeError(f"its vectors are off by {errors[name]:.1e}")
         except Exception as problem:
@@ -282,7 +293,7 @@ def main() -> None:
     tokens = np.array([len(encoding) for encoding in load_tokenizer(FOLDER).encode_batch(texts)])
     mix = f"{len(texts)} sentences of {tokens.min()} to {tokens.max()} tokens, median {np.median(tokens):.0f}, {tokens.sum()} all"
     print(f"{about['cpu']}, {threads} threads; {mix}", *about["path"], sep="\n  ", flush=True)
-    names = [name for name in STACKS if not STACKS[name].needs or chosen.peers is None or name in chosen.peers]
+    names = [name for name in STACKS if not STACKS[name].needs or chosen.peers is None or name.startswith(tuple(chosen.peers))]
     for name in list(names):
         if lacking := missing(STACKS[name]):
             print(f"{name}: left out, {', '.join(lacking)} not installed")
@@ -302,15 +313,16 @@ def main() -> None:
             row = rows[name] = {
                 "texts_per_second": len(texts) / float(np.median(each)),
                 "best_texts_per_second": len(texts) / min(each),
-                "ratio": median_ratio(times, name, OURS),
+                "ratio": median_ratio(times, name, STACKS[name].beside),
+                "beside": STACKS[name].beside,
                 "error": errors[name],
                 "peak_mib": workers[name].peak(),
                 "start_seconds": workers[name].start,
                 "rounds": len(each),
             }
             print(
-                f"  {name:10} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   x {row['ratio']:5.2f} "
-                f"{row['error']:.1e} {row['peak_mib']:7.0f} {row['start_seconds']:6.2f}",
+                f"  {name:13} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   "
+                f"x {row['ratio']:5.2f} {row['beside']:7} {row['error']:.1e} {row['peak_mib']:7.0f} {row['start_seconds']:6.2f}",
                 flush=True,
             )
             workers[name].end()

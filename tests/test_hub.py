@@ -244,8 +244,8 @@ def test_an_embedder_of_a_repository_has_its_modules_there_and_offline(hub: tupl
     code = "import tinyroberta; print(tinyroberta.Embedder.from_pretrained('org/name', backend='numpy').encode('hello').tolist())"
     for offline in ("0", "1"):
         done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment | {"HF_HUB_OFFLINE": offline}, timeout=120, capture_output=True, text=True, check=False,
+            [sys.executable, "-c", code], env=environment | {"HF_HUB_OFFLINE": offline}, timeout=120, capture_output=True,
+            text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == tinyroberta.Embedder.from_pretrained(main, backend="numpy").encode("hello").tolist()
