@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model", metavar="PATH_OR_REPO", help="a checkpoint's folder, file or Hub repository (the embedded model)"
     )
     fill.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    fill.add_argument("--backend", help="numba or numpy (numba where it is installed; numpy for the embedded model)")
+    fill.add_argument("--backend", help="cpu or numpy (cpu where its kernels are there; numpy for the embedded model)")
     fill.set_defaults(run=fill_mask)
     convert.add_arguments(commands.add_parser("convert", help="write a checkpoint of any format as a safetensors folder"))
     inspect.add_arguments(commands.add_parser("inspect", help="print what a checkpoint holds"))
@@ -147,7 +147,7 @@ def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Print the version, the backends and what each of them runs on."""
     print(f"tinyroberta {__version__}")
     default = default_backend()
-    for name in ("numba", "cupy"):
+    for name in ("cpu", "cupy"):
         try:
             backend: Any = load_backend(name)
         except Error as error:
@@ -163,7 +163,7 @@ def info(arguments: argparse.Namespace) -> int:  # noqa: ARG001
 
 def warmup(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Compile the CPU backend's kernels and keep them, for container images and the like: later processes compile nothing."""
-    compiled: Any = load_backend("numba")
+    compiled: Any = load_backend("cpu")
     compiled.warmup(lambda line: print(line, file=sys.stderr, flush=True))
     return 0
 

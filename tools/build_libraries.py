@@ -64,15 +64,33 @@ def compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
+def built() -> list[Path]:
+    """The libraries in this checkout and their manifest, if they are what was made from its sources; else nothing."""
+    shipped = package_module()
+    try:
+        manifest = json.loads((shipped.FOLDER / "manifest.json").read_bytes())
+        sums = {
+            name: hashlib.sha256((shipped.FOLDER / shipped.file_name(name)).read_bytes()).hexdigest() for name in names(shipped)
+        }
+    except OSError:
+        return []
+    if (manifest["sources"], manifest["sha256"]) != (shipped.sources(), sums):
+        return []
+    return [shipped.FOLDER / "manifest.json", *(shipped.FOLDER / shipped.file_name(name) for name in sums)]
+
+
+def names(shipped) -> list[str]:
+    return [shipped.IDENTIFY, *reversed(shipped.TARGETS)]
+
+
 def build(folder: Path) -> list[Path]:
     """Write the libraries and their manifest into a folder; raises where one cannot be made or asks too much of the system."""
     folder.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(ROOT))
     shipped = package_module()
-    names = [shipped.IDENTIFY, *reversed(shipped.TARGETS)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process
-        list(pool.map(lambda name: made_apart(name, folder, shipped), names))
-    paths = [folder / shipped.file_name(name) for name in names]
+        list(pool.map(lambda name: made_apart(name, folder, shipped), names(shipped)))
+    paths = [folder / shipped.file_name(name) for name in names(shipped)]
     for path in paths:
         check(path)
     from llvmlite import __version__ as llvmlite
@@ -81,14 +99,14 @@ def build(folder: Path) -> list[Path]:
     manifest = {
         "sources": shipped.sources(),
         "made_by": f"Numba {numba}, llvmlite {llvmlite}",
-        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names, paths, strict=True)},
+        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(names(shipped), paths, strict=True)},
     }
     paths.append(folder / "manifest.json")
     paths[-1].write_text(json.dumps(manifest, indent=1) + "\n")
     return paths
 
 
-def package_module():  # noqa: ANN201 - tinyroberta/backends/numba/shipped.py
+def package_module():
     """shipped.py alone: the backend's package, imported, would want machine code."""
     path = ROOT / "tinyroberta" / "backends" / "numba" / "shipped.py"
     spec = importlib.util.spec_from_file_location("tinyroberta_shipped", path)

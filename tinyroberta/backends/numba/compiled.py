@@ -357,7 +357,9 @@ def warmup(tell: Callable[[str], object] = lambda _: None) -> None:
     _announced, _lamented, kernels = True, True, lacking()
     if not kernels:
         all_of = sum(kernel.missing() is None for kernel in Kernel.every)
-        tell(f"nothing to compile: all {all_of} kernels for this CPU are kept already")
+        library = shipped.library()
+        where = "are kept already" if library is None else f"came with the package, in its library {library.name}"
+        tell(f"nothing to compile: all {all_of} kernels for this CPU {where}")
     for number, kernel in enumerate(kernels, 1):
         tell(f"compiling {number} of {len(kernels)}: {kernel.name.replace('_', ' ')}")
         kernel.address  # noqa: B018
@@ -400,10 +402,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _numba_folder() -> Path:
-    """Numba's, which is not imported; raises ImportError where it is not installed."""
+    """Numba's, which is not imported; raises ModuleNotFoundError where it is not installed."""
     found = importlib.util.find_spec("numba")
     if found is None or found.origin is None:
-        raise ImportError("Numba is not installed", name="numba")
+        why = "Numba is not installed" if shipped.library() else f"{shipped.reason_against()}, and Numba is not installed"
+        raise ModuleNotFoundError(why, name="numba")
     return Path(found.origin).parent
 
 

@@ -27,7 +27,8 @@ class Target(NamedTuple):
     features: tuple[str, ...]
 
 
-_V3 = ("avx", "avx2", "bmi", "bmi2", "cx16", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 _VNNI = (*_V4, "avx512vnni")
 _BF16 = (*_VNNI, "avx512bf16")
@@ -53,8 +54,9 @@ _BITS = {
 }  # fmt: skip
 _OSXSAVE = (1, 0, 2, 27)
 # Which registers the system must save for what (XCR0): those of AVX, of AVX-512, and tiles.
-_SAVED = {"avx": 0x6, "avx2": 0x6, "fma": 0x6, "f16c": 0x6} | {name: 0x60000 for name in ("amx-bf16", "amx-int8", "amx-tile")}
-_SAVED |= {name: 0xE6 for name in _BITS if name.startswith("avx512")}
+_SAVED = dict.fromkeys(("avx", "avx2", "fma", "f16c"), 0x6)
+_SAVED |= dict.fromkeys([name for name in _BITS if name.startswith("avx512")], 0xE6)
+_SAVED |= dict.fromkeys([name for name in _BITS if name.startswith("amx")], 0x60000)
 
 
 class Library(NamedTuple):
@@ -113,7 +115,7 @@ def _library() -> tuple[Library | None, str | None]:
 def _best(manifest: dict[str, Any]) -> Library:
     if (sys.platform, X86) != ("linux", True):
         raise Unfit(f"the compiled kernels are for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
-    if manifest.get("sources") != sources():
+    if not isinstance(manifest, dict) or manifest.get("sources") != sources():
         raise Refused("they were made from other sources than the ones beside them")
     has = features(_opened(IDENTIFY, manifest))
     name = next((name for name in reversed(TARGETS) if has.issuperset(TARGETS[name].features)), None)

@@ -11,6 +11,7 @@ import sys
 from functools import cache
 
 import numpy as np
+
 from ..buffers import aligned
 from ..compiled import cgutils, intrinsic, ir, llvm, types
 from .emit import I8, I64

@@ -6,7 +6,12 @@ functions, with a builder.
 
 from ..compiled import cgutils, ir, llvm
 
-I1, I8, I16, I32, I64 = (llvm(lambda ir, bits=bits: ir.IntType(bits)) for bits in (1, 8, 16, 32, 64))
+
+def integer(bits):
+    return llvm(lambda ir: ir.IntType(bits))
+
+
+I1, I8, I16, I32, I64 = map(integer, (1, 8, 16, 32, 64))
 F32 = llvm(lambda ir: ir.FloatType())
 LANES = llvm(lambda ir: ir.VectorType(ir.FloatType(), 16))
 INTEGERS = llvm(lambda ir: ir.VectorType(ir.IntType(32), 16))
