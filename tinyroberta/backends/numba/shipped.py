@@ -115,21 +115,25 @@ def _library() -> tuple[Library | None, str | None]:
 def _best(manifest: dict[str, Any]) -> Library:
     if (sys.platform, X86) != ("linux", True):
         raise Unfit(f"the compiled kernels are for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
-    if not isinstance(manifest, dict) or manifest.get("sources") != sources():
+    try:
+        made_here = isinstance(manifest, dict) and manifest.get("sources") == sources()
+    except OSError as error:
+        raise Refused(f"the sources that they were made from cannot be read ({error})") from error
+    if not made_here:
         raise Refused("they were made from other sources than the ones beside them")
     has = features(_opened(IDENTIFY, manifest))
     name = next((name for name in reversed(TARGETS) if has.issuperset(TARGETS[name].features)), None)
     if name is None:
         missing = sorted(set(next(iter(TARGETS.values())).features) - has)
         raise Unfit(f"the compiled kernels are for CPUs with AVX2, and this one has no {', '.join(missing)}")
-    return Library(name, TARGETS[name], _opened(name, manifest), manifest["made_by"])
+    return Library(name, TARGETS[name], _opened(name, manifest), str(manifest.get("made_by")))
 
 
 def _opened(name: str, manifest: dict[str, Any]) -> ctypes.CDLL:
     path = FOLDER / file_name(name)
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != manifest["sha256"].get(name):
+        if found != manifest.get("sha256", {}).get(name):
             raise Refused(f"{path.name} is damaged, or another file: its SHA-256 is not the manifest's")
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -147,17 +151,22 @@ def symbol(function: Any) -> str | None:
     return f"{PREFIX}_{module.replace('.', '_')}_{function.__name__.strip('_')}" if package and not outside else None
 
 
+def asked() -> set[str] | None:
+    """The CPU's features that Numba's variables name, which Numba takes for its own; None where they name none."""
+    given = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
+    return None if given is None else {flag[1:] for flag in given.split(",") if flag.startswith("+")}
+
+
 def features(code: ctypes.CDLL) -> set[str]:
-    """What the CPU has and the system lets it use; what NUMBA_CPU_FEATURES says, as Numba would take it, where it is set."""
-    asked = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
-    if asked is not None:
-        return {flag[1:] for flag in asked.split(",") if flag.startswith("+")}
+    """What the CPU has and the system lets it use, or what is asked for."""
+    if (given := asked()) is not None:
+        return given
     code.xgetbv.restype = ctypes.c_int64
 
     @cache
     def leaf(number: int, under: int) -> list[int]:
-        if number < 0x80000000 and number > (leaf(0, 0)[0] if number else 0):
-            return [0] * 4  # asked for a leaf that it has not, a CPU gives another
+        if number == 7 and leaf(0, 0)[0] < 7:
+            return [0] * 4  # asked for a leaf beyond its last one, a CPU gives the last one
         words = (ctypes.c_uint32 * 4)()
         code.cpuid(ctypes.c_int64(number), ctypes.c_int64(under), words)
         return list(words)

@@ -1,19 +1,16 @@
 """What the machine code of this process may use, as LLVM names it: what its library was made for, or what LLVM compiles for."""
 
-import os
-
-from ..shipped import X86, library
+from ..shipped import X86, asked, library
 
 __all__ = ["BF16_DOTS", "FEATURES", "FUSED", "X86"]
 
 
 def _of_llvm() -> set[str]:
-    """This machine's, or what Numba's variables say."""
+    """This machine's, or what is asked for."""
     from llvmlite import binding
 
-    asked = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
-    flags = (binding.get_host_cpu_features().flatten() if asked is None else asked).split(",")
-    return {flag[1:] for flag in flags if flag.startswith("+")}
+    given = asked()
+    return {name for name, there in binding.get_host_cpu_features().items() if there} if given is None else given
 
 
 _shipped = library()
