@@ -23,8 +23,8 @@ Words that the files here use:
     unit      what multiplies: tiles, dots, digits, fma or blas (a Weight's); an Operand's is the numbers of a step
 
 Read operands.py first, which says what a product reads, then products/, attention/ and norm.py, which compute. machine/ has the
-CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py keeps its machine code, buffers.py
-its memory, and recordings.py plays again what a size of input has run.
+CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py and shipped.py have its code,
+buffers.py its memory, and recordings.py plays again what a size of input has run.
 """
 
 from collections.abc import Iterator
