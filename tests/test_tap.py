@@ -40,7 +40,7 @@ WAYS: list[dict[str, Any]] = [
     {"backend": "numpy"},
     {"backend": "numpy", "reproducible": True},
     *(
-        {"backend": "numba", "matmul_precision": precision, "reproducible": exact, "path": path}
+        {"backend": "cpu", "matmul_precision": precision, "reproducible": exact, "path": path}
         for path in PATHS
         for precision in ("highest", "high", "medium")
         for exact in (False, True)
@@ -227,7 +227,7 @@ def test_only_the_model_and_the_thread_that_are_traced() -> None:
 def test_recordings_are_not_played_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyroberta.backends.numba import recordings
 
-    model = model_of(running={"backend": "numba"})
+    model = model_of(running={"backend": "cpu"})
     monkeypatch.setenv("TINYROBERTA_CPU", PATHS[0])
     outputs = [host_arrays(model, model(**texts())) for _ in range(3)]
     before = dict(model.weights.recordings)

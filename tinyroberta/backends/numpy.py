@@ -314,5 +314,5 @@ def _threadpoolctl() -> Any:
     try:
         import threadpoolctl
     except ImportError as error:
-        raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[cpu]'") from error
+        raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[threads]'") from error
     return threadpoolctl

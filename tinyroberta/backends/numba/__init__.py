@@ -23,8 +23,8 @@ Words that the files here use:
     unit      what multiplies: tiles, dots, digits, fma or blas (a Weight's); an Operand's is the numbers of a step
 
 Read operands.py first, which says what a product reads, then products/, attention/ and norm.py, which compute. machine/ has the
-CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py keeps its machine code, buffers.py
-its memory, and recordings.py plays again what a size of input has run.
+CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py and shipped.py have its code,
+buffers.py its memory, and recordings.py plays again what a size of input has run.
 """
 
 from collections.abc import Iterator
@@ -167,7 +167,7 @@ def activation(x: Array, name: Activation) -> Array:
 
 def _name(activation: Activation | None) -> str | None:
     if callable(activation):
-        raise Error('hidden_act is a Python function, which backend="numba" cannot compile: name one, or use backend="numpy"')
+        raise Error('hidden_act is a Python function, which backend="cpu" cannot compile: name one, or use backend="numpy"')
     return activation
 
 
@@ -177,7 +177,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     if exact:
         bitwise.check(settings)
     elif settings.dtype != "float32":
-        raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
+        raise Error(f'backend="cpu" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
     unit, precision = levels.unit_of(chosen_path(), settings.matmul_precision, exact)
     cuts = levels.cuts_of(precision, exact)
 
