@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from . import traces
 from .backends import Activation, Array, Backend, Sequences
 from .errors import Error
 from .inputs import Rows, as_array
@@ -30,6 +32,7 @@ class Call:
     part: str  # "encoder." or "decoder." of a pair, "" of another model
     rows: Rows | None  # None for what follows no call: a projection of encoder_outputs that were given
     arrays: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] | None = None  # (B, S) ids, 0/1 mask, positions and token types; None where those do not say the call
 
 
 @dataclass
@@ -38,6 +41,11 @@ class Trace:
 
     names: tuple[str, ...]  # that are recorded
     calls: list[Call] = field(default_factory=list)
+    model: Any = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the calls and what ran them as a safetensors file, as traces.py says; raises Error where it cannot be written."""
+        traces.save(path, traces.of_model(self.model, self.calls))
 
     def __getitem__(self, name: str) -> Any:
         for call in reversed(self.calls):
@@ -83,7 +91,7 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
             raise Error(f"replace: {pattern!r} has a {type(function).__name__}; it must be a function of a name and an array")
         for name in _chosen([pattern], known, "replace"):
             functions.setdefault(name, []).append(function)
-    listener = Listener(Trace(tuple(chosen)), parts, frozenset(chosen), functions)
+    listener = Listener(Trace(tuple(chosen), model=model), parts, frozenset(chosen), functions)
     before = ACTIVE.set((*ACTIVE.get(), listener))
     try:
         yield listener.trace
@@ -113,10 +121,24 @@ def around(model: Any, backend: Backend) -> Backend:
     return cast(Backend, Tapped(backend, heard)) if heard else backend
 
 
-def begin(ops: Backend, rows: Rows) -> None:
-    """Tell who listens that a call begins, and which rows it has."""
+def begin(ops: Backend, ready: Any) -> None:
+    """Tell who listens that a call begins (a call.Ready), which rows it has and what went in."""
     if isinstance(ops, Tapped):
-        ops.begin(rows)
+        ops.begin(ready.rows, _inputs(ready))
+
+
+def _inputs(ready: Any) -> dict[str, Any] | None:
+    """A call's inputs, (B, S) each; None where ids and a 2-D mask of 0 and 1 are not all that it reads."""
+    rows, call = ready.rows, ready.call
+    told = rows.bias is None or (rows.attended is not None and np.isin(rows.bias, (0, np.finfo(rows.bias.dtype).min)).all())
+    if ready.tokens.ndim > 1 or not told or call.head_mask is not None or call.source is not None:
+        return None
+    if call.cache is not None and call.cache.length:
+        return None
+    mask = np.ones(len(ready.tokens), np.int64) if rows.attended is None else rows.attended.astype(np.int64)
+    packed = {"input_ids": ready.tokens, "attention_mask": mask, "token_type_ids": ready.token_types}
+    packed |= {} if ready.positions is None else {"position_ids": ready.positions}
+    return {name: rows._replace(shown=None).unpack(x) for name, x in packed.items()}
 
 
 # Where the ops stand.
@@ -246,9 +268,9 @@ class Tapped:
     def _all_points(self) -> dict[int, Point]:
         return {weight: point for _, part in self.heard for weight, point in part.points().items()}
 
-    def begin(self, rows: Rows) -> None:
+    def begin(self, rows: Rows, inputs: dict[str, Any] | None) -> None:
         for listener, part in self.heard:
-            listener.trace.calls.append(Call(part.prefix, rows))
+            listener.trace.calls.append(Call(part.prefix, rows, inputs=inputs))
 
     def recorded(
         self,
