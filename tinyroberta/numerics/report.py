@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML that needs nothing else: what differs in a sentence, a heat map of ops by layers, every number.
+"""A comparison as one page of HTML that needs nothing else: a sentence, a heat map of ops by layers, every number.
 
 A column is a layer and a row an op, since names are read across, also on a phone. A cell's colour says how many times its bound
 an op adds; those past it have a cross as well, so that colour is not all. What the candidate did not record is left empty.
@@ -66,8 +66,8 @@ def page(result: Comparison) -> str:
 {"".join(maps)}
 {_table(result) if result.ops else ""}"""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    title = f"{result.verdict}: {told}"
-    return f'<!doctype html><html lang="en"><head>{head}<title>{title}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n'  # fmt: skip
+    head += f"<title>{result.verdict}: {told}</title><style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
 
 def _headline(result: Comparison) -> str:
@@ -174,7 +174,8 @@ def _table(result: Comparison) -> str:
             f'<tr id="op{number}"{style}><td><code>{name}</code></td>' + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
         )
     opened = " open" if len(lines) <= 60 else ""
-    return f'<details{opened}><summary>Every number</summary><div class="scroll"><table class="all"><tr>{head}</tr>{"".join(lines)}</table></div></details>'  # fmt: skip
+    table = f'<table class="all"><tr>{head}</tr>{"".join(lines)}</table>'
+    return f'<details{opened}><summary>Every number</summary><div class="scroll">{table}</div></details>'
 
 
 def _ulps(op: Op) -> tuple[str, str]:
