@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    import torch_roberta
+    import roberta_in_torch
 
 pytestmark = pytest.mark.live
 
@@ -38,9 +38,9 @@ def reference_of(model: Any, inputs: Any) -> traces.TraceFile:
 def in_plain_torch(
     model: Any, folder: Path, planted: tuple[str, ...], keep: tuple[str, ...] = (), dtype: Any = None
 ) -> Comparison:
-    """A run of torch_roberta as an .npz, of which compare is told."""
+    """A run of roberta_in_torch as an .npz, of which compare is told."""
     inputs = texts()
-    found = torch_roberta.run(model.tensors, model.config, inputs["input_ids"], inputs["attention_mask"], planted, dtype)
+    found = roberta_in_torch.run(model.tensors, model.config, inputs["input_ids"], inputs["attention_mask"], planted, dtype)
     kept = {name: x for name, x in found.items() if not keep or name in keep}
     np.savez(folder / "theirs.npz", **kept, **inputs)
     theirs = importers.open_trace(str(folder / "theirs.npz"))
@@ -57,8 +57,8 @@ def test_what_is_right_is_the_same(model_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model_type", "planted", "first"), [
-    *(("roberta-prelayernorm", *entry) for entry in torch_roberta.PRE_NORM.items()),
-    *(("roberta", *entry) for entry in torch_roberta.POST_NORM.items()),
+    *(("roberta-prelayernorm", *entry) for entry in roberta_in_torch.PRE_NORM.items()),
+    *(("roberta", *entry) for entry in roberta_in_torch.POST_NORM.items()),
 ])  # fmt: skip
 def test_a_mistake_is_named(model_type: str, planted: str, first: str, tmp_path: Path) -> None:
     result = in_plain_torch(model_of(model_type), tmp_path, (planted,))
@@ -69,7 +69,7 @@ def test_a_mistake_is_named(model_type: str, planted: str, first: str, tmp_path:
 def test_two_mistakes_are_both_named(tmp_path: Path) -> None:
     for pair in itertools.combinations(("gelu_tanh", "eps", "mask_value", "bias_missing", "untied", "no_residual"), 2):
         result = in_plain_torch(model_of(), tmp_path, pair)
-        assert {torch_roberta.PRE_NORM[planted] for planted in pair} <= {op.name for op in result.ops if not op.ok}, pair
+        assert {roberta_in_torch.PRE_NORM[planted] for planted in pair} <= {op.name for op in result.ops if not op.ok}, pair
 
 
 def test_ops_behind_a_mistake_are_not_blamed(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_hidden_states_alone_name_the_layer_and_what_it_answers_for(tmp_path: Pa
         result = in_plain_torch(model_of(), tmp_path, (planted,), keep)
         assert result.first == first
         covers = next(op for op in result.ops if op.name == first).covers
-        assert torch_roberta.PRE_NORM[planted] in covers
+        assert roberta_in_torch.PRE_NORM[planted] in covers
         assert all(name.startswith(first) for name in covers)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from . import traces
 from .backends import Activation, Array, Backend, Sequences
@@ -375,8 +374,8 @@ class Tapped:
         """The same, of what stands side by side."""
         if not self._wanted(*names):
             return flow
-        shown = np.split(_wide(self.ops.to_numpy(flow)), len(names), 1)
-        replaced = [self._hear(name, _copied(part)) for name, part in zip(names, shown, strict=True)]
+        shown = [_copied(part) for part in np.split(self.ops.to_numpy(flow), len(names), 1)]
+        replaced = [self._hear(name, part) for name, part in zip(names, shown, strict=True)]
         if all(given is None for given in replaced):
             return flow
         return self._back(np.hstack([old if new is None else new for old, new in zip(shown, replaced, strict=True)]), flow)
@@ -432,14 +431,7 @@ def _checked(given: Any, shown: Any, name: str) -> Any:
 
 def _copied(x: Any) -> Any:
     """A copy, in float32 of what has fewer bits."""
-    return np.array(_wide(x), order="C")
-
-
-def _wide(x: Any) -> Any:
-    """float32 of what has fewer bits. bfloat16 is float32's upper half, which NumPy shifts faster than it converts."""
-    if x.dtype != bfloat16:
-        return x.astype(np.float32) if x.dtype.itemsize < 4 else x
-    return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.array(x, np.float32 if x.dtype.itemsize < 4 else x.dtype, order="C")
 
 
 def _packed(probabilities: list[Any], sequences: Sequences, own: bool = False) -> Any:  # B x (H, Sq, Sk) -> (T, H, K)

@@ -6,10 +6,10 @@
         model(input_ids=ids, attention_mask=mask)
     trace.save("theirs.safetensors")  # then: tinyroberta compare numpy:float64 theirs.safetensors --model PATH
 
-The names are transformers' paths of the modules whose results they are, without the prefix of the class. Others are recorded
-by `names`, {path: name}. The rows of a text are its attended tokens and, behind them, its position 0 where
-that is padding; ../traces.py of tinyroberta says the rest of the format. Attention's probabilities are recorded where modules give
-them: load the model with attn_implementation="eager".
+The names are transformers' paths of the modules whose results they are, without the prefix of the class. Others are recorded by
+`names`, {path: name}. A text's rows are its attended tokens and, behind them, its position 0 where that is padding; traces.py of
+tinyroberta says the rest of the format. Attention's probabilities are recorded where modules give them, which they do in a model
+that is loaded with attn_implementation="eager".
 """
 
 import hashlib
