@@ -152,7 +152,9 @@ def compare(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Co
 
 
 def _first(result: Comparison) -> str | None:
-    """The first op that is wrong by itself, or whose weights differ; else an input that differs."""
+    """An input that differs, else the first op that is wrong by itself or whose weights differ."""
+    if told := [name for name in result.inputs if name != "calls"]:
+        return told[0]
     for op in result.ops:
         if not op.ok or any(_owner(weight, [op.name, *op.covers]) for weight in result.weights):
             return op.name
