@@ -92,6 +92,9 @@ def rewritten(path: Path, change: Any) -> Path:
     return path
 
 
+LAYER = "encoder.layer.0"
+
+
 def _moved(place: int) -> Any:
     return lambda told, _: told["calls"][0].update(places=[place] * len(told["calls"][0]["places"]))
 
@@ -108,10 +111,10 @@ def _moved(place: int) -> Any:
     (_moved(-1), "places are not rows of 3 x 9 positions"),
     (lambda told, _: told["calls"][0]["inputs"].update(input_ids=[[1, 2]]), "input_ids has shape"),
     (lambda told, _: told["calls"][0]["inputs"].update(input_ids="x"), "not valid"),
-    (lambda told, arrays: arrays.update({"encoder.layer.0": arrays["encoder.layer.0"][1:]}), r"encoder.layer.0 has shape \(20, 48\)"),
-    (lambda told, arrays: arrays.update({"encoder.layer.0": np.zeros(3, np.float32)}), r"encoder.layer.0 has shape \(3,\)"),
-    (lambda told, arrays: arrays.update({"encoder.layer.0": np.zeros((21, 48), np.int32)}), "which no activation is"),
-    (lambda told, arrays: arrays.update({"7/encoder.layer.0": np.zeros((21, 48))}), "not valid: IndexError"),
+    (lambda _, arrays: arrays.update({LAYER: arrays[LAYER][1:]}), r"encoder.layer.0 has shape \(20, 48\)"),
+    (lambda _, arrays: arrays.update({LAYER: np.zeros(3, np.float32)}), r"encoder.layer.0 has shape \(3,\)"),
+    (lambda _, arrays: arrays.update({LAYER: np.zeros((21, 48), np.int32)}), "which no activation is"),
+    (lambda _, arrays: arrays.update({f"7/{LAYER}": np.zeros((21, 48))}), "not valid: IndexError"),
     (lambda *_: "{", "not valid: JSONDecodeError"),
     (lambda *_: "[1]", "not valid: TypeError"),
     (lambda *_: "[" * 100_000, "not valid: RecursionError"),
@@ -161,7 +164,8 @@ def test_an_npz_with_names_of_its_own(tmp_path: Path) -> None:
     names = {"embeddings": "emb", "encoder.layer.0": "block_0/out", "encoder.layer.1": "block_1/out"}
     path = stored(tmp_path / "a.npz", model, names, tokens=inputs["input_ids"], seen=inputs["attention_mask"])
     (tmp_path / "names.txt").write_text(
-        "# what theirs are called\ntokens -> input_ids\nseen -> attention_mask\nblock_*/out -> encoder.layer.*  # each\nemb->embeddings\n"
+        "# what theirs are called\ntokens -> input_ids\nseen -> attention_mask\n"
+        "block_*/out -> encoder.layer.*  # each\nemb->embeddings\n"
     )
     read = importers.open_trace(str(path), str(tmp_path / "names.txt"))
     importers.settle(read, model, None)
@@ -199,7 +203,7 @@ def test_stacked_hidden_states_and_ids_from_elsewhere(tmp_path: Path) -> None:
     ("y -> embeddings", {"input_ids": np.zeros((2, 2), np.int64)}, r"embeddings has shape \(3, 9, 48\); it must be \(2, 2"),
     ("y -> embeddings", {"input_ids": np.zeros((1, 2, 3), np.int64)}, "input_ids and all beside it must be"),
     ("y -> input_ids", {}, r"input_ids has shape \(3, 9, 48\)"),
-    ("y -> embeddings\nz -> attention_mask", {"z": np.full((3, 9), 2), "input_ids": np.zeros((3, 9), np.int64)}, "other numbers than"),
+    ("y -> embeddings\nz -> attention_mask", {"z": np.full((3, 9), 2), "input_ids": np.zeros((3, 9), int)}, "other numbers than"),
     ("y -> embeddings\nz -> LayerNorm", {"z": np.array(["a"])}, "which is no number"),
 ])  # fmt: skip
 def test_tables_and_arrays_that_are_wrong(table: str, arrays: Any, said: str, tmp_path: Path) -> None:
