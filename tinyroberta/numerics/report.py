@@ -88,7 +88,8 @@ def _first(result: Comparison) -> str:
         told.append(f"It has {op.nonfinite['value']} at {op.nonfinite['at']}, {op.nonfinite['count']} in all.")
     if op is not None and op.covers:
         few = html.escape(", ".join(name.removeprefix(f"{op.name}.") for name in op.covers))
-        told.append(f"It answers for {len(op.covers)} ops before it that were not recorded: <code>{few}</code>.")
+        ops = "an op" if len(op.covers) == 1 else f"{len(op.covers)} ops"
+        told.append(f"It answers for {ops} before it that the candidate has not recorded: <code>{few}</code>.")
     wrong = sum(not op.ok for op in result.ops)
     if wrong > 1:
         told.append(f"{wrong} of {len(result.ops)} ops add more than their bounds.")
