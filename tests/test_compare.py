@@ -155,6 +155,7 @@ def test_what_is_not_finite_is_told_where_it_begins(value: float) -> None:
     op = next(op for op in result.ops if op.name == result.first)
     assert op.name == "encoder.layer.0.output.dense"
     assert op.nonfinite == {"value": str(value), "at": [4, 7], "count": 1}
+    assert wrong(result) == [op.name]  # what reads it cannot help it
     told = json.dumps(result.as_json(), allow_nan=False)
     assert json.loads(told)["verdict"] == "differs"
     both = traced(model, None, {"encoder.layer.0.output.dense": broken})
