@@ -154,6 +154,9 @@ def compare(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Co
     exact = None if model is None else transplant.exact_of(model)
     for index, (left, right) in enumerate(pairs):
         result.ops += _call(index, left, right, reference, candidate, exact, result.notes)
+    unfit = [note for note in result.notes if "shapes are" in note]
+    if not result.ops and unfit:
+        raise Error(f"{candidate.where} is of another model than {reference.where}: {unfit[0]}")
     if not result.ops:
         names = sorted(set(candidate.calls[0].arrays))[:4]
         raise Error(f"{candidate.where} and {reference.where} have no name in common, the candidate {', '.join(names) or 'none'}")
@@ -248,6 +251,7 @@ def _call(
         notes.append(f"Call {index} was given more than ids and a mask of 0 and 1, so its ops were not run again.")
     ops: list[Op] = []
     covered: list[str] = []
+    alone: list[str] = []  # of another shape than ours
     depth = 0
     for name in _order(left, right, exact):
         if name not in names:
@@ -273,9 +277,12 @@ def _call(
             op.row = None if places is None else [int(n) for n in divmod(places[worst], right.shape[1])]
             op.ok = (alike or op.nonfinite is None) and bool(added[worst] <= bounds[worst])
         else:
+            alone += [name] if transplanted is not None else []
             op.bound = SAFETY * (run.eps_sum * math.sqrt(K) + run.eps) * math.sqrt(depth)
             op.ok = op.relative <= op.bound and op.nonfinite is None
         ops.append(op)
+    if alone:
+        notes.append(f"Not run again, since the model's results have other shapes: {', '.join(alone)}.")
     return ops
 
 
