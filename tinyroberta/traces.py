@@ -19,7 +19,7 @@ The file's metadata holds a JSON object as a string, under "tinyroberta.trace":
     config     its configuration, as in config.json
     weights    {name in transformers, without the class's prefix: SHA-256 of the numbers as little-endian float64, in hex}: the
                same hash in whichever type a number is stored
-    backend    what computed: "numpy", "numba", "cupy", "torch"
+    backend    what computed: "numpy", "cpu", "cupy", "torch"
     dtype      of what was computed: "float64", "float32", "float16", "bfloat16"
     precision  of products: "highest", "high" (TF32 or alike), "medium" (bf16)
     threads    how many were asked for, or null; reproducible: true or false; versions: {program: version}
@@ -153,7 +153,7 @@ def _versions(backend: str) -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version(), "numpy": np.__version__}
-    for name in ("tinyroberta", {"numba": "numba", "cupy": "cupy"}.get(backend, "tinyroberta")):
+    for name in ("tinyroberta", {"cpu": "numba", "cupy": "cupy"}.get(backend, "tinyroberta")):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a checkout, or a CuPy by another name

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import Error
 from ..terminal import print_rich, tell
-from .reading import texts_of
+from .reading import items_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    told = "a trace's file, an .npz, or a backend to run: numpy:float64, numba:high, numba:medium, numba:reproducible, cupy"
+    told = "a trace's file, an .npz, or a backend to run: numpy:float64, cpu:high, cpu:medium, cpu:reproducible, cupy"
     parser.add_argument("reference", metavar="REFERENCE", nargs="?", help=told)
     parser.add_argument(
         "candidate", metavar="CANDIDATE", nargs="?", help="the same; of --invariance the one argument is a backend"
@@ -115,7 +115,7 @@ def _inputs(arguments: argparse.Namespace, files: dict[str, Any], model: Any, so
 
     if not Path(arguments.inputs).is_file():
         raise Error(f"there is no file {arguments.inputs}: --inputs takes a file of texts, one a line, or of lists of ids, .json")
-    texts = list(texts_of([arguments.inputs]))
+    texts = [item.text for items in items_of([arguments.inputs], "a text") for item in items]
     if not texts:
         raise Error(f"{arguments.inputs} holds no text: give one a line")
     tokenizer = load_tokenizer(checkpoint_folder(source))

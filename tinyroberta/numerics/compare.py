@@ -105,10 +105,10 @@ def rounding(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Roundi
     if dtype == "float64":
         return Rounding(2.0**-53, False, 2.0**-53, 2.0**-53)
     eps = {"float16": 2.0**-11, "bfloat16": 2.0**-9}.get(dtype, 2.0**-24)
-    digits = manifest.get("backend") in ("numba", "cupy") or bool(manifest.get("reproducible"))
+    digits = manifest.get("backend") in ("cpu", "cupy") or bool(manifest.get("reproducible"))
     if precision == "highest" or eps > 2.0**-24:
         return Rounding(eps, digits and eps == 2.0**-24, 2.0**-24, eps)
-    if precision == "high" or bool(manifest.get("reproducible")):  # digits in numba, TF32 and f16 elsewhere
+    if precision == "high" or bool(manifest.get("reproducible")):  # digits in cpu, TF32 and f16 elsewhere
         return Rounding(2.0**-13 if digits and manifest.get("backend") != "cupy" else 2.0**-11, False, 2.0**-24, eps)
     return Rounding(2.0**-9, False, 2.0**-24, eps)
 

@@ -27,7 +27,7 @@ STATES = "hidden_states."
 def open_trace(path: str, table: str | None = None) -> traces.TraceFile:
     """A trace's file, or an .npz by a table of names; raises Error on anything else."""
     if not Path(path).expanduser().is_file():
-        known = "a trace's file, an .npz, or a backend such as numpy:float64 or numba:high"
+        known = "a trace's file, an .npz, or a backend such as numpy:float64 or cpu:high"
         raise Error(f"there is no file {path}: compare reads {known}")
     return load_npz(path, table) if path.endswith(".npz") else traces.load(path)
 

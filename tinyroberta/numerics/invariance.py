@@ -19,13 +19,13 @@ Arrays = dict[str, Array]
 
 
 def check(backend: str | None, source: str) -> dict[str, Any]:
-    """Whether texts get the bits that they have alone in every way to run a backend (`numba:medium`; None: the default one).
+    """Whether texts get the bits that they have alone in every way to run a backend (`cpu:medium`; None: the default one).
 
     {"backend", "verdict": "same" or "differs", "first": the first op of the first way that is not equal, or null,
     "ways": [{"way", "first"}]}. Raises Error on a backend that is not there.
     """
     if backend is not None and not is_backend(backend):
-        raise Error(f"--invariance holds a backend to itself, such as numba or numba:medium; {backend!r} is none")
+        raise Error(f"--invariance holds a backend to itself, such as cpu or cpu:medium; {backend!r} is none")
     model: Any = load(source, **({} if backend is None else running_of(backend)))
     if hasattr(model, "decoder") or type(model).__name__.endswith("MultipleChoice"):
         raise Error(f"--invariance runs models of one text a row; {source} is a {type(model).__name__}")

@@ -1,4 +1,4 @@
-"""A trace of a backend that is named in a few words: `numpy:float64`, `numba:high`, `numba:reproducible`, `cupy`."""
+"""A trace of a backend that is named in a few words: `numpy:float64`, `cpu:high`, `cpu:reproducible`, `cupy`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import traces
-from ..backends import BACKENDS, DTYPES, PRECISIONS, Array
+from ..backends import BACKENDS, DTYPES, FORMERLY, PRECISIONS, Array
 from ..errors import Error
 from ..tap import trace
 from . import transplant
@@ -16,7 +16,7 @@ MOST_TOKENS = 64  # of a text that is drawn
 
 def is_backend(told: str) -> bool:
     """Whether a text names a backend, and not a file."""
-    return told.partition(":")[0] in BACKENDS
+    return told.partition(":")[0] in (*BACKENDS, *FORMERLY)
 
 
 def running_of(told: str) -> dict[str, Any]:
