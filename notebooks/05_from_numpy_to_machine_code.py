@@ -312,12 +312,13 @@ for name, operations, moved, seconds, kind in points:
     color, marker = (BLUE, "o") if kind == "product" else (ORANGE, "s")
     at, speed = operations / moved, operations / seconds / 1e9
     ax.plot(at, speed, marker, color=color, ms=7)
-    side, shift_by = ("right", -8) if at > 25 else ("left", 8)
-    up = -9 if name.startswith("attention") else 0
-    ax.annotate(name, (at, speed), (shift_by, up), textcoords="offset points", va="center", ha=side)
+    dx, dy, side = {"dense, 512": (0, -13, "center"), "attention, 128": (8, -5, "left"), "GELU": (8, 0, "left")}.get(
+        name, (8, -5, "left") if name.endswith("Numba") else (0, 12, "center")
+    )
+    ax.annotate(name, (at, speed), (dx, dy), textcoords="offset points", va="center", ha=side)
 ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="billion operations a second")
 ax.set_title("Under the roofline: the slope is memory, the flat is the core")
-ax.set_xlim(0.3, 1000)
+ax.set(xlim=(0.2, 1000), ylim=(0.5, 3 * peak / 1e9))
 plt.show()
 
 intensity = {name: operations / moved for name, operations, moved, *_ in points}
