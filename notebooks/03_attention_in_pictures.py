@@ -31,7 +31,7 @@
 # the cell does nothing.
 
 # %%
-import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path

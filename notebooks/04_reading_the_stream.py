@@ -29,7 +29,7 @@
 # the cell does nothing.
 
 # %%
-import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path

@@ -32,7 +32,7 @@
 # the cell does nothing.
 
 # %%
-import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -312,9 +312,9 @@ for name, operations, moved, seconds, kind in points:
     color, marker = (BLUE, "o") if kind == "product" else (ORANGE, "s")
     at, speed = operations / moved, operations / seconds / 1e9
     ax.plot(at, speed, marker, color=color, ms=7)
-    dx, dy, side = {"dense, 512": (0, -13, "center"), "attention, 128": (8, -5, "left"), "GELU": (8, 0, "left")}.get(
-        name, (8, -5, "left") if name.endswith("Numba") else (0, 12, "center")
-    )
+    below, beside = (0, -13, "center"), (8, -5, "left")
+    places = {"dense, 1": (-8, 3, "right"), "dense, 64": (-8, 0, "right"), "dense, 512": below, "attention, 128": below}
+    dx, dy, side = places.get(name, beside if name != "dense, 8" else (0, 12, "center"))
     ax.annotate(name, (at, speed), (dx, dy), textcoords="offset points", va="center", ha=side)
 ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="billion operations a second")
 ax.set_title("Under the roofline: the slope is memory, the flat is the core")
