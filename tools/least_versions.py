@@ -10,7 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-OTHERS = ("cuda12", "cuda13", "dev")  # for a GPU; the tools whose very version is named
+OTHERS = ("cuda12", "cuda13", "docs", "dev")  # for a GPU; what builds the site; the tools whose very version is named
 DECLARED = re.compile(r"([\w.-]+)>=([\w.]+)$")
 OURSELVES = re.compile(r"tinyroberta\[[\w,]+\]$")
 
