@@ -9,13 +9,14 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import compare, convert, fill_mask, info, inspect, warmup
+from . import compare, convert, explain, fill_mask, info, inspect, warmup
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
     "compare": (compare, "say where two runs of a model part"),
+    "explain": (explain, "say which known deviation makes a run differ"),
     "info": (info, "say what runs on this machine"),
     "warmup": (warmup, "compile the CPU backend ahead of its first use"),
 }

@@ -38,7 +38,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from ..numerics import compare, importers, live
+    from ..numerics import compare
+
+    reference, candidate, exact, _ = opened(arguments)
+    result = compare.compare(reference, candidate, exact)
+    if arguments.html:
+        from ..numerics import report
+
+        report.write(Path(arguments.html), result)
+    if arguments.json:
+        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show(result)
+    return 0 if result.verdict == "same" else 1
+
+
+def opened(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """The two traces that a command line names, files read and backends run; the model in float64 and its source, or None."""
+    from ..numerics import importers, live
 
     sides = (arguments.reference, arguments.candidate)
     if None in sides:
@@ -67,16 +84,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         if inputs is None:
             raise Error(f"the inputs of {next(iter(files))} are not in it, so {side} cannot run them: give --inputs")
         found.append(live.run(exact if same else load(source, running), inputs, hashes=bool(files), padding=whole))
-    result = compare.compare(found[0], found[1], exact)
-    if arguments.html:
-        from ..numerics import report
-
-        report.write(Path(arguments.html), result)
-    if arguments.json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
-    else:
-        _show(result)
-    return 0 if result.verdict == "same" else 1
+    return found[0], found[1], exact, source
 
 
 def _there(path: Any) -> bool:
@@ -152,7 +160,7 @@ def _invariance(arguments: argparse.Namespace) -> int:
     return 0 if result["verdict"] == "same" else 1
 
 
-def _show(result: Any) -> None:
+def show(result: Any) -> None:
     """A table for people that points at the first op that is wrong; layers in which all is well are a line each."""
     try:
         from rich.markup import escape
