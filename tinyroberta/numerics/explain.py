@@ -27,7 +27,7 @@ from .. import tap
 from ..backends import Array, load_backend
 from ..backends.numpy import softmax
 from ..errors import Error, ieee
-from ..traces import Recorded, TraceFile
+from ..traces import INPUTS, Recorded, TraceFile
 from ..weights.names import DECODER, FAMILIES, WORDS, module_name
 from . import transplant
 from .importers import keys_packed
@@ -382,6 +382,7 @@ def results(rounded: Callable[[Array], Array]) -> Around:
             "embed": lambda *given: rounded(inner.embed(*given)),
             "layer_norm": lambda *given, **named: rounded(inner.layer_norm(*given, **named)),
             "linear": linear,
+            "activation": lambda x, name: rounded(inner.activation(x, name)),
             "attention": attention,
         }
 
@@ -395,10 +396,10 @@ def to_bits(x: Array, bits: int) -> Array:
     return found
 
 
-ROUNDED: dict[str, Callable[[Array], Array]] = {
-    "bfloat16": lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float64),
-    "float16": lambda x: x.astype(np.float16).astype(np.float64),
-    "TF32": lambda x: to_bits(x, 11),
+ROUNDED: dict[str, Callable[[Array], Array]] = {  # of what others hold in float32
+    "bfloat16": lambda x: x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64),
+    "float16": lambda x: x.astype(np.float32).astype(np.float16).astype(np.float64),
+    "TF32": lambda x: to_bits(x.astype(np.float32).astype(np.float64), 11),
 }
 
 
@@ -571,7 +572,7 @@ def explain(reference: TraceFile, candidate: TraceFile, model: Any, tokens: Mapp
     special = {MASK: exact.config.vocab_size - 1, UNKNOWN: 3, **(tokens or {})}
     runs = [
         Run(Setup(exact.config, held, inputs, special), call, _probabilities(call))
-        for inputs, call in _calls(reference, candidate)
+        for inputs, call in _calls(reference, candidate, exact.config.pad_token_id or 0)
     ]
     eps = 2.0**-53 if candidate.manifest.get("dtype") == "float64" else 2.0**-24
     before: list[dict[str, float]] = [measured(exact, run, run.setup) for run in runs]
@@ -592,8 +593,8 @@ def explain(reference: TraceFile, candidate: TraceFile, model: Any, tokens: Mapp
     return found
 
 
-def _calls(reference: TraceFile, candidate: TraceFile) -> Iterator[tuple[dict[str, Array], Recorded]]:
-    """The calls of the candidate with the inputs that the reference was given."""
+def _calls(reference: TraceFile, candidate: TraceFile, pad: int) -> Iterator[tuple[dict[str, Array], Recorded]]:
+    """The calls of the candidate with the inputs that the reference was given; a packed trace does not say what padding was."""
     told = False
     for left, right in zip(reference.calls, candidate.calls, strict=False):
         inputs = left.inputs or right.inputs
@@ -601,8 +602,11 @@ def _calls(reference: TraceFile, candidate: TraceFile) -> Iterator[tuple[dict[st
             continue
         if left.shape != right.shape:
             raise Error(f"{candidate.where} has texts of shape {right.shape}, {reference.where} of {left.shape}: run the same texts")
-        told, inputs = True, dict(inputs)
-        inputs.setdefault("attention_mask", np.ones_like(inputs["input_ids"]))
+        mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
+        told, inputs = True, {**inputs, "attention_mask": mask}
+        for name in ("input_ids", "position_ids"):
+            if name in inputs:
+                inputs[name] = np.where(mask == 1, inputs[name], pad)
         yield inputs, right
     if not told:
         raise Error(f"{reference.where} and {candidate.where} do not say which ids went in: give --inputs")
@@ -628,9 +632,11 @@ def _note(found: Explanation, reference: TraceFile, candidate: TraceFile, runs: 
     for name in sorted({name for run in runs for name in run.probabilities}):
         found.notes.append(f"{name} of {candidate.where} holds probabilities, so ours are compared with them behind a softmax.")
     for left, right in zip(reference.calls, candidate.calls, strict=False):
-        both_say = left.inputs is not None and right.inputs is not None
-        for name in set(left.inputs or ()) & set(right.inputs or ()):
-            if both_say and not np.array_equal(left.inputs[name], right.inputs[name]):  # type: ignore[index]
+        if left.inputs is None or right.inputs is None:
+            continue
+        for name in [name for name in INPUTS if name in left.inputs and name in right.inputs]:
+            seen = name == "attention_mask" or left.inputs.get("attention_mask", np.ones(left.shape)) == 1
+            if ((left.inputs[name] != right.inputs[name]) & seen).any():
                 found.notes.append(f"{name} of the two differ: the reference's were run.")
 
 
