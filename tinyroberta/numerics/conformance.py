@@ -2,15 +2,14 @@
 
 What is tested is one function, given a folder with config.json and model.safetensors, that returns a function of ids and mask:
 
-    def load(folder):                                                     # mine.py
-        model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
-        def forward(input_ids, attention_mask):                           # NumPy, int64, (B, S) each
-            return model(torch.tensor(input_ids), torch.tensor(attention_mask)).logits.detach()
-        return forward
+    def load(folder):                                                                     # in mine.py
+        kind = json.load(open(f"{folder}/config.json"))["architectures"][0]
+        model = getattr(transformers, kind).from_pretrained(folder).eval()
+        return lambda ids, mask: model(torch.tensor(ids), torch.tensor(mask))[0].detach()   # ids, mask: NumPy, int64, (B, S)
 
     tinyroberta conformance mine:load
 
-forward returns hidden states (B, S, hidden_size), which are the last ones, or logits (B, S, vocab_size): the last axis tells them
+What that returns is hidden states (B, S, hidden_size), which are the last ones, or logits (B, S, vocab_size): the last axis tells them
 apart. They are held to our float64 at the positions that are attended. The bound is what rounding of their type can do: four times
 as far as our result moves when all that passes is moved at random by eps sqrt(K), K the longest sum (Monte Carlo, Parker 1997).
 """
