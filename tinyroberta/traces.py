@@ -24,7 +24,7 @@ The file's metadata holds a JSON object as a string, under "tinyroberta.trace":
     precision  of products: "highest", "high" (TF32 or alike), "medium" (bf16)
     threads    how many were asked for, or null; reproducible: true or false; versions: {program: version}
     calls      [{"part": "", or "encoder." and "decoder." of a pair,
-                 "shape": [B, S], "places": [T] or null,
+                 "shape": [B, S], "places": [T] or null, "names": [in the order in which they passed],
                  "inputs": {"input_ids": [B][S], "attention_mask": [B][S] of 0 and 1, "position_ids", "token_type_ids"} or null}]
 
 All but schema and calls may be missing or null. A call's inputs are null where ids and such a mask do not say it again: with a
@@ -168,6 +168,7 @@ def save(path: str | Path, trace: TraceFile) -> None:
             "part": call.part,
             "shape": list(call.shape),
             "places": None if call.places is None else np.asarray(call.places).tolist(),
+            "names": list(call.arrays),
             "inputs": call.inputs and {name: np.asarray(x).tolist() for name, x in call.inputs.items() if x is not None},
         }
         for call in trace.calls
@@ -199,8 +200,9 @@ def load(path: str | Path) -> TraceFile:
             if stored.dtype(name) not in KINDS:
                 raise ValueError(f"{name} is {stored.dtype(name)}, which no activation is")
             recorded[int(index)].arrays[bare] = _Later(stored, name)  # type: ignore[index]
-        for call in recorded:
-            call.arrays = _Arrays(call.arrays)
+        for call, told in zip(recorded, calls, strict=True):
+            order = {name: place for place, name in enumerate(told.get("names") or ())}
+            call.arrays = _Arrays(dict(sorted(call.arrays.items(), key=lambda entry: order.get(entry[0], len(order)))))
             _check_rows(call)
     except Error:
         raise

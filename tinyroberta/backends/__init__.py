@@ -56,7 +56,9 @@ class Backend(Protocol):
     def linear(
         self, x: Array, weight: Array, bias: Array, activation: Activation | None = None, residual: Array | None = None
     ) -> Array: ...
-    def apart(self, weight: Array) -> bool: ...
+    def in_steps(
+        self, x: Array, weight: Array, bias: Array, activation: Activation | None, residual: Array | None
+    ) -> tuple[Array, Callable[[Array], Array]] | None: ...
     def attention(
         self,
         q: Array,

@@ -5,7 +5,7 @@ it adds: our float64 ops are run on the candidate's own inputs (transplant.py), 
 row where that is largest beside its bound. Where the reference is not our float64 run, what its op adds by the same measure is
 taken off first. The bound of a row is
 
-    SAFETY (moved + (eps_sum sqrt(K) + eps) ||ours||) / ||ours||
+    (SAFETY (moved + eps ||ours||) + eps_sum sqrt(K) ||ours||) / ||ours||
 
 eps is what the candidate's numbers are rounded to, eps_sum what its sums are, K the op's reduction length. `moved` is how far
 the float64 result goes, root mean square, when everything that passes is moved at random by eps (Monte Carlo arithmetic, Parker
@@ -80,7 +80,7 @@ class Comparison:
         return "same" if self.first is None else "differs"
 
     def as_json(self) -> dict[str, Any]:
-        """{"verdict", "first", "ops": [{"name", "max_abs", "relative", "added", "bound", "ok", ...}], ...}, as JSON can say it."""
+        """{"verdict", "first", "ops": [{"name", "max_abs", "relative", "added", "bound", "ok", ...}], ...}, all JSON can say."""
         content = {"verdict": self.verdict, "first": self.first, "ops": [vars(op) for op in self.ops]}
         more = ("reference", "candidate", "inputs", "weights", "config", "notes")
         finite: dict[str, Any] = _finite(content | {name: getattr(self, name) for name in more})
@@ -256,7 +256,7 @@ def _call(
         own = None if transplanted is None else transplanted.of(name, pair, right, b_rows)
         if own is not None:
             added, moved, size = own
-            bounds = SAFETY * (moved + (run.eps_sum * math.sqrt(K) + run.eps) * size)
+            bounds = SAFETY * (moved + run.eps * size) + run.eps_sum * math.sqrt(K) * size
             worst = _worst(added, bounds)
             op.added, op.bound = (float(x[worst] / size[worst]) if size[worst] else float(x[worst]) for x in (added, bounds))
             places = shared if len(size) == len(shared) else None

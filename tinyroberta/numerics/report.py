@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML that needs nothing else: what differs in a sentence, a heat map of ops by layers, every number.
+"""A comparison as one page of HTML that needs nothing else: a sentence, a heat map of ops by layers, every number.
 
 A column is a layer and a row an op, since names are read across, also on a phone. A cell's colour says how many times its bound
 an op adds; those past it have a cross as well, so that colour is not all. What the candidate did not record is left empty.
@@ -13,7 +13,7 @@ from ..weights.files import write_atomically
 from .compare import Comparison, Op
 
 STEPS = (0.01, 0.1, 1, 10, 100, 1000)  # of an error by its bound, where the next colour begins
-LEGEND = ("below 1 %", "1 % of the bound", "10 %", "the bound", "10 times", "100", "1000")
+LEGEND = ("below 1 %", "1 % of the bound", "10 %", "past the bound", "10 times", "100", "1000")
 BUCKETS = ("0", "1", "2", "4", "16", "256", "65536")
 
 STYLE = """
@@ -26,7 +26,7 @@ main{max-width:60rem;margin:auto;padding:1.25rem 1rem 3rem}h1{font-size:1.5rem;l
 overflow-wrap:anywhere}h2{font-size:1.05rem;margin:2rem 0 .5rem}p{margin:.35rem 0;max-width:44rem}.dim{color:var(--dim)}
 code{font-family:ui-monospace,monospace;font-size:.92em;overflow-wrap:anywhere}.bad{color:var(--c5);font-weight:600}
 ul{padding-left:1.2rem;margin:.35rem 0}.scroll{overflow-x:auto}
-.map{border-collapse:separate;border-spacing:2px;font-size:.8rem}.map th{font-weight:400;color:var(--dim);padding:0 .2rem}
+.map{border-collapse:separate;border-spacing:2px;font-size:.8rem}.map th{font-weight:400;color:var(--dim);padding:0}
 .map th[scope=row]{text-align:left;white-space:nowrap;padding-right:.6rem;color:var(--ink);font-family:ui-monospace,monospace;
 font-size:.74rem;position:sticky;left:0;background:var(--page)}
 .map td{padding:0;width:1.6rem;min-width:1rem;height:1.35rem;border-radius:3px;background:var(--none)}
@@ -34,7 +34,7 @@ font-size:.74rem;position:sticky;left:0;background:var(--page)}
 .map td.first{outline:2px solid var(--mark);outline-offset:1px}.map tr.gap td,.map tr.gap th{height:.5rem;background:none}
 .s0{background:var(--c0)!important}.s1{background:var(--c1)!important}.s2{background:var(--c2)!important}
 .s3{background:var(--c3)!important}.s4{background:var(--c4)!important}.s5{background:var(--c5)!important}
-.s6{background:var(--c6)!important}
+.s6{background:var(--c6)!important}.s5,.s5 a,.s6,.s6 a{color:#fff!important}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem .9rem;font-size:.8rem;color:var(--dim);margin:.6rem 0;padding:0;list-style:none}
 .legend i{display:inline-block;width:1rem;height:1rem;border-radius:3px;vertical-align:-.15rem;margin-right:.35rem;
 font-style:normal;text-align:center;line-height:1rem;color:var(--mark);font-weight:700;background:var(--none)}
@@ -42,7 +42,7 @@ font-style:normal;text-align:center;line-height:1rem;color:var(--mark);font-weig
 border-bottom:1px solid var(--line);white-space:nowrap;font-variant-numeric:tabular-nums}.all th{color:var(--dim);font-weight:400}
 .all th:first-child,.all td:first-child{text-align:left;padding-left:0}.all tr:target{background:var(--none)}
 summary{cursor:pointer;font-size:1.05rem;font-weight:600;margin:2rem 0 .5rem}
-@media(max-width:34rem){.map{border-spacing:1px}.map td{width:1.1rem;min-width:.7rem}.map th[scope=row]{font-size:.68rem;
+@media(max-width:34rem){.map{border-spacing:1px}.map td,.map th{width:1.05rem;min-width:.7rem;font-size:.68rem}.map th[scope=row]{font-size:.68rem;
 padding-right:.3rem}}
 """
 
@@ -66,8 +66,8 @@ def page(result: Comparison) -> str:
 {"".join(maps)}
 {_table(result) if result.ops else ""}"""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    title = f"{result.verdict}: {told}"
-    return f'<!doctype html><html lang="en"><head>{head}<title>{title}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n'  # fmt: skip
+    head += f"<title>{result.verdict}: {told}</title><style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
 
 def _headline(result: Comparison) -> str:
@@ -87,8 +87,8 @@ def _first(result: Comparison) -> str:
     if op is not None and op.nonfinite is not None:
         told.append(f"It has {op.nonfinite['value']} at {op.nonfinite['at']}, {op.nonfinite['count']} in all.")
     if op is not None and op.covers:
-        few = ", ".join(op.covers[:8]) + (", ..." if len(op.covers) > 8 else "")
-        told.append(f"It answers for {len(op.covers)} ops before it that were not recorded: <code>{html.escape(few)}</code>.")
+        few = html.escape(", ".join(name.removeprefix(f"{op.name}.") for name in op.covers))
+        told.append(f"It answers for {len(op.covers)} ops before it that were not recorded: <code>{few}</code>.")
     wrong = sum(not op.ok for op in result.ops)
     if wrong > 1:
         told.append(f"{wrong} of {len(result.ops)} ops add more than their bounds.")
@@ -174,7 +174,8 @@ def _table(result: Comparison) -> str:
             f'<tr id="op{number}"{style}><td><code>{name}</code></td>' + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
         )
     opened = " open" if len(lines) <= 60 else ""
-    return f'<details{opened}><summary>Every number</summary><div class="scroll"><table class="all"><tr>{head}</tr>{"".join(lines)}</table></div></details>'  # fmt: skip
+    table = f'<table class="all"><tr>{head}</tr>{"".join(lines)}</table>'
+    return f'<details{opened}><summary>Every number</summary><div class="scroll">{table}</div></details>'
 
 
 def _ulps(op: Op) -> tuple[str, str]:
