@@ -9,7 +9,7 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import compare, conformance, convert, explain, fill_mask, info, inspect, warmup
+from . import compare, conformance, convert, explain, fill_mask, golden, info, inspect, warmup
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": (inspect, "print what a checkpoint holds"),
     "compare": (compare, "say where two runs of a model part"),
     "explain": (explain, "say which known deviation makes a run differ"),
+    "golden": (golden, "write and check small references of what passes through a model"),
     "conformance": (conformance, "hold someone else's forward pass to tiny checkpoints of every option"),
     "info": (info, "say what runs on this machine"),
     "warmup": (warmup, "compile the CPU backend ahead of its first use"),

@@ -69,7 +69,7 @@ def opened(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
         if source is None:
             raise Error(f"{next(iter(files))} does not say where its model is: name the checkpoint with --model")
     exact: Any = None if source is None else load(source, {"backend": "numpy", "dtype": "float64"})
-    inputs = None if exact is None else _inputs(arguments, files, exact, source)
+    inputs = None if exact is None else inputs_of(arguments, files, exact, source)
     if exact is not None:
         for file in files.values():
             importers.settle(file, exact, inputs)
@@ -104,7 +104,7 @@ def load(source: str, running: dict[str, Any]) -> Any:
     return load_model(source, **running)
 
 
-def _inputs(arguments: argparse.Namespace, files: dict[str, Any], model: Any, source: str) -> Any:
+def inputs_of(arguments: argparse.Namespace, files: dict[str, Any], model: Any, source: str) -> Any:
     """What is run: --inputs, else what a file was given, else texts that are drawn."""
     from ..numerics import live
 

@@ -390,9 +390,9 @@ def results(rounded: Callable[[Array], Array]) -> Around:
 
 
 def to_bits(x: Array, bits: int) -> Array:
-    """Numbers with so many bits of significand, of any exponent; halves to even."""
+    """Numbers with so many bits of significand, of any exponent; halves away from 0, as cvt.rna rounds to TF32."""
     significand, exponent = np.frexp(x)
-    found: Array = np.ldexp(np.rint(significand * 2.0**bits), exponent - bits)
+    found: Array = np.ldexp(np.copysign(np.floor(np.abs(significand) * 2.0**bits + 0.5), x), exponent - bits)
     return found
 
 

@@ -16,7 +16,6 @@ so any language writes the same. The difference of two projections is the projec
 squares over j is ||d||^2 / n, to a quarter (Alon, Matias and Szegedy 1996): a sketch tells how far an array is off, not where.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,17 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import traces
+from .. import tap, traces
 from ..backends import Array
 from ..errors import Error, ieee
+from ..inputs import as_array
 from ..traces import Recorded, TraceFile
-from . import compare
+from . import compare, importers
 
 FILE, KEY = "golden.safetensors", "golden"
 KINDS = ("full", "sketch")
 STATISTICS, PROJECTIONS = 4, 32
 SAFETY = 4.0
 LOOSE = 2.0  # of an estimate from so few projections
+MOST_LINES = 8
 
 
 def make(trace: TraceFile, folder: str | Path, kind: str = "full", update: bool = False) -> Path:
@@ -51,8 +52,7 @@ def make(trace: TraceFile, folder: str | Path, kind: str = "full", update: bool 
         Recorded(call.part, call.shape, call.places, call.inputs, call.arrays if kind == "full" else sketched(call.arrays))
         for call in trace.calls
     ]
-    # without the path of the checkpoint, which is one machine's
-    manifest = {name: value for name, value in trace.manifest.items() if name not in ("model", "threads")}
+    manifest = {name: value for name, value in trace.manifest.items() if name != "model"}  # a path of one machine
     traces.save(path, TraceFile({**manifest, KEY: kind}, calls, str(path)))
     return path
 
@@ -81,17 +81,49 @@ def check(golden: TraceFile, candidate: TraceFile, model: Any = None) -> compare
 
 @ieee
 def _check_sketch(golden: TraceFile, candidate: TraceFile) -> compare.Comparison:
-    result = compare.Comparison([], {}, [], {}, None, compare.describe(golden.manifest) + " (sketch)", compare.describe(candidate.manifest))  # fmt: skip
-    whole = _emptied(golden), _emptied(candidate)
-    if any(call.arrays for call in candidate.calls):
-        told = compare.compare(*whole) if False else None
-        assert told is None
+    result = compare.begun(golden, candidate)
+    if result.first is not None:
+        return result
+    run = compare.rounding(candidate.manifest, candidate.calls[0].arrays)
     for index, (left, right) in enumerate(zip(golden.calls, candidate.calls, strict=False)):
-        if left.shape != right.shape:
-            result.inputs["input_ids"] = f"{left.shape} of the golden file, {right.shape} of the candidate"
-            break
-        result.ops += _sketched_ops(index, left, right, golden, candidate)
-    return result
+        covered: list[str] = []
+        for depth, (name, wanted) in enumerate(_in_order(left, right), 1):
+            found = _rows(right.arrays[name], left, right) if name in right.arrays else None
+            if found is None:
+                covered.append(name)
+                continue
+            sums = run.eps_sum * math.sqrt(max(found.shape[-1], 64)) + run.eps
+            op = _op(name, np.asarray(wanted)[0], sketch(found)[0], LOOSE * SAFETY * sums * math.sqrt(depth))
+            op.call, op.covers, op.rows, covered = index, covered, len(found), []
+            result.ops.append(op)
+    return compare.ended(result, golden, candidate)
+
+
+def _in_order(left: Recorded, right: Recorded) -> list[tuple[str, Array]]:
+    """The golden file's sketches in the order in which a model's names pass, as the candidate has them."""
+    return [(name, left.arrays[name]) for name in {**dict.fromkeys(right.arrays), **dict.fromkeys(left.arrays)} if name in left.arrays]
+
+
+def _rows(x: Array, left: Recorded, right: Recorded) -> Array | None:
+    """A candidate's array in the golden file's rows; None where it has not all of them."""
+    mine, theirs = left.rows(), right.rows()
+    if len(x) != len(theirs) or np.array_equal(mine, theirs):
+        return x
+    order = np.argsort(theirs, kind="stable")
+    at = np.minimum(np.searchsorted(theirs[order], mine), len(order) - 1)
+    return x[order[at]] if np.array_equal(theirs[order][at], mine) else None
+
+
+def _op(name: str, wanted: Array, found: Array, bound: float) -> compare.Op:
+    gap = np.abs(found - wanted)
+    size, off = float(wanted[1]), float(np.sqrt(np.square(gap[STATISTICS:]).mean()))
+    relative = off / size if size else (math.inf if off else 0.0)
+    nonfinite = None
+    if np.isfinite(wanted).all() != np.isfinite(found).all():
+        value = found[1] if np.isfinite(wanted).all() else wanted[1]
+        nonfinite = {"value": str(value), "at": [], "count": 1}
+    ok = nonfinite is None and (relative <= bound or bool(np.array_equal(found, wanted, equal_nan=True)))
+    return compare.Op(name, float(gap[:STATISTICS].max()), relative, None, bound, ok, nonfinite=nonfinite)
 
 
 def signs(count: int) -> Array:  # -> (count,) uint64
@@ -118,3 +150,54 @@ def sketch(x: Array) -> Array:  # -> (1, STATISTICS + PROJECTIONS) float64
 def sketched(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """A sketch of every array."""
     return {name: sketch(x) for name, x in arrays.items()}
+
+
+# In tests.
+
+
+def trace_of(given: Any, like: TraceFile | None = None) -> TraceFile:
+    """What tests have as a trace: a trace of tinyroberta.trace, a file's, its path, or arrays by name, of the calls `like` has.
+
+    Arrays are packed as those are, or (B, S, ...). Raises Error on anything else.
+    """
+    if isinstance(given, TraceFile):
+        return given
+    if isinstance(given, tap.Trace):
+        return traces.of_model(given.model, given.calls)
+    if isinstance(given, str | Path):
+        return traces.load(given)
+    if not isinstance(given, Mapping) or like is None or not like.calls:
+        raise Error(f"a trace is wanted, its file's path or arrays by name, and a {type(given).__name__} was given")
+    call = like.calls[0]
+    mask = np.ones(call.shape, int) if call.inputs is None else call.inputs.get("attention_mask", np.ones(call.shape, int))
+    arrays = {name: importers.packed(as_array(x, name), mask, call.rows(), name) for name, x in given.items()}
+    dtype = next((x.dtype.name for x in arrays.values()), "float32")
+    return TraceFile({"dtype": dtype}, [Recorded(call.part, call.shape, call.places, None, arrays)], "the candidate")
+
+
+def assert_trace_close(candidate: Any, reference: Any, model: Any = None) -> None:
+    """Raise AssertionError with the first op that is wrong where a candidate differs from a reference, as compare and check do.
+
+    Each is a trace, a TraceFile, a trace's file or a folder of golden make; the candidate may be arrays by name. `model` is what
+    ran: with it an op answers for the error that it adds itself.
+    """
+    __tracebackhide__ = True
+    folder = isinstance(reference, str | Path) and Path(reference).is_dir()
+    wanted = read(reference) if folder else trace_of(reference)
+    found = trace_of(candidate, wanted)
+    result = check(wanted, found, model) if KEY in wanted.manifest else compare.compare(wanted, found, model)
+    if result.verdict == "differs":
+        raise AssertionError("\n".join(told(result)))
+
+
+def told(result: compare.Comparison) -> list[str]:
+    """What differs, in lines."""
+    lines = [f"the trace differs, first at {result.first}"]
+    lines += [f"  input {name}: {x}" for name, x in result.inputs.items()]
+    lines += [f"  config {name}: {a} and {b}" for name, (a, b) in result.config.items()]
+    lines += [f"  weight {name}: another hash" for name in result.weights[:MOST_LINES]]
+    wrong = [op for op in result.ops if not op.ok]
+    for op in wrong[:MOST_LINES]:
+        off = op.relative if op.added is None else op.added
+        lines.append(f"  {op.name}: {'off by' if op.added is None else 'adds'} {off:.1e}, at most {op.bound:.1e}")
+    return lines + ([f"  and {len(wrong) - MOST_LINES} more"] if len(wrong) > MOST_LINES else [])
