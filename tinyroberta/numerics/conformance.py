@@ -2,8 +2,8 @@
 
 What is tested is one function, given a folder with config.json and model.safetensors, that returns a function of ids and mask:
 
-    def load(folder):                                                                     # in mine.py
-        kind = json.load(open(f"{folder}/config.json"))["architectures"][0]
+    def load(folder):                                                                      # in mine.py
+        kind = transformers.AutoConfig.from_pretrained(folder).architectures[0]
         model = getattr(transformers, kind).from_pretrained(folder).eval()
         return lambda ids, mask: model(torch.tensor(ids), torch.tensor(mask))[0].detach()   # ids, mask: NumPy, int64, (B, S)
 

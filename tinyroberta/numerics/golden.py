@@ -75,7 +75,8 @@ def check(golden: TraceFile, candidate: TraceFile, model: Any = None) -> compare
     candidate has no name or other tokens than the golden file.
     """
     if golden.manifest.get(KEY) == "full":
-        return compare.compare(golden, candidate, model)
+        read_ = TraceFile({**golden.manifest, "program": FILE}, golden.calls, golden.where)
+        return compare.compare(read_, candidate, model)  # by another program's name: what is stored counts, not what we compute now
     return _check_sketch(golden, candidate)
 
 
