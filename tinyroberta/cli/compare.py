@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def _headline(result: Any) -> str:
     if result.verdict == "same":
         return f"same: all {len(result.ops)} ops are within their bounds"
     wrong = [op for op in result.ops if not op.ok]
-    more = f"; {len(wrong)} of {len(result.ops)} ops add more than their bound" if wrong else ""
+    more = f"; {len(wrong)} of {_ops(result.ops)} add more than their bound" if len(wrong) > 1 else ""
     return f"differs: first at {result.first}{more}"
 
 
@@ -216,13 +217,17 @@ def _details(result: Any) -> list[str]:
         return []
     told = []
     if op.covers:
-        few = ", ".join(op.covers[:6]) + (f" and {len(op.covers) - 6} more" if len(op.covers) > 6 else "")
-        told.append(f"{op.name} answers for {len(op.covers)} ops before it that the candidate has not recorded: {few}")
+        few = ", ".join(name.removeprefix(f"{op.name}.") for name in op.covers)
+        told.append(f"{op.name} answers for {_ops(op.covers)} before it that the candidate has not recorded: {few}")
     if op.nonfinite is not None:
         told.append(f"{op.name} has {op.nonfinite['value']} first at {op.nonfinite['at']}, {op.nonfinite['count']} in all")
     if op.row is not None and not op.ok:
         told.append(f"{op.name} is worst at text {op.row[0]}, position {op.row[1]}")
     return told
+
+
+def _ops(ops: Sequence[Any]) -> str:
+    return f"{len(ops)} op{'s' * (len(ops) != 1)}"
 
 
 def _lines(result: Any) -> list[tuple[str, str, list[Any]]]:
@@ -239,7 +244,7 @@ def _lines(result: Any) -> list[tuple[str, str, list[Any]]]:
     for layer, ops in groups:
         call = f" (call {ops[0].call})" if ops[0].call else ""
         if len(ops) > 1 and all(op.ok and op.name != result.first for op in ops):
-            lines.append(("", f"{layer}: {len(ops)} ops{call}", ops))
+            lines.append(("", f"{layer}: {_ops(ops)}{call}", ops))
         else:
             marks = [">" if op.name == result.first else "" if op.ok else "x" for op in ops]
             lines += [(mark, op.name + call, [op]) for mark, op in zip(marks, ops, strict=True)]

@@ -9,7 +9,8 @@ taken off first. The bound of a row is
 
 eps is what the candidate's numbers are rounded to, eps_sum what its sums are, K the op's reduction length. `moved` is how far
 the float64 result goes, root mean square, when everything that passes is moved at random by eps (Monte Carlo arithmetic, Parker
-1997): it is large where terms cancel, and so is the error of any arithmetic of that many bits.
+1997), attention's scores by what is kept of them too: it is large where terms cancel or an exponential follows, and so is the
+error of any arithmetic of that many bits.
 """
 
 import math
@@ -35,11 +36,12 @@ ULPS = (0, 1, 2, 4, 16, 256, 65536)  # where the steps of the histogram begin
 
 
 class Rounding(NamedTuple):
-    """How a run rounds: what numbers that are multiplied are rounded to, of themselves or of their row's largest; its sums."""
+    """How a run rounds numbers that are multiplied, of themselves or of their row's largest; its sums; what it keeps."""
 
     eps: float
     by_row: bool
     eps_sum: float
+    eps_kept: float
 
 
 @dataclass
@@ -101,14 +103,22 @@ def rounding(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Roundi
     if dtype not in ("float64", "float32", "float16", "bfloat16"):
         dtype = next((x.dtype.name for x in arrays.values()), "float32")
     if dtype == "float64":
-        return Rounding(2.0**-53, False, 2.0**-53)
+        return Rounding(2.0**-53, False, 2.0**-53, 2.0**-53)
     eps = {"float16": 2.0**-11, "bfloat16": 2.0**-9}.get(dtype, 2.0**-24)
     digits = manifest.get("backend") in ("numba", "cupy") or bool(manifest.get("reproducible"))
     if precision == "highest" or eps > 2.0**-24:
-        return Rounding(eps, digits and eps == 2.0**-24, 2.0**-24)
+        return Rounding(eps, digits and eps == 2.0**-24, 2.0**-24, eps)
     if precision == "high" or bool(manifest.get("reproducible")):  # digits in numba, TF32 and f16 elsewhere
-        return Rounding(2.0**-13 if digits and manifest.get("backend") != "cupy" else 2.0**-11, False, 2.0**-24)
-    return Rounding(2.0**-9, False, 2.0**-24)
+        return Rounding(2.0**-13 if digits and manifest.get("backend") != "cupy" else 2.0**-11, False, 2.0**-24, eps)
+    return Rounding(2.0**-9, False, 2.0**-24, eps)
+
+
+def _both(candidate: Rounding, reference: Rounding) -> Rounding:
+    """The rounding of a difference; that of float64 is none."""
+    if reference.eps == 2.0**-53:
+        return candidate
+    larger = (max(pair) for pair in zip(candidate[2:], reference[2:], strict=True))
+    return Rounding(math.hypot(candidate.eps, reference.eps), candidate.by_row or reference.by_row, *larger)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -165,7 +175,9 @@ def ended(result: Comparison, reference: TraceFile, candidate: TraceFile) -> Com
 
 
 def _first(result: Comparison) -> str | None:
-    """The first op that is wrong by itself, or whose weights differ; else an input that differs."""
+    """An input that differs, else the first op that is wrong by itself or whose weights differ."""
+    if told := [name for name in result.inputs if name != "calls"]:
+        return told[0]
     for op in result.ops:
         if not op.ok or any(_owner(weight, [op.name, *op.covers]) for weight in result.weights):
             return op.name
@@ -237,9 +249,7 @@ def _call(
     names = [name for name in _order(left, right, exact) if name in left.arrays and name in right.arrays]
     shared, (a_rows, b_rows) = _shared_rows(left, right)
     run = rounding(candidate.manifest, right.arrays)
-    of_reference = rounding(reference.manifest, left.arrays)
-    run = Rounding(math.hypot(run.eps, of_reference.eps * (of_reference.eps > 2.0**-53)), run.by_row or of_reference.by_row,
-                   max(run.eps_sum, of_reference.eps_sum))  # fmt: skip
+    run = _both(run, rounding(reference.manifest, left.arrays))
     again = right if right.inputs is not None else left
     transplanted = None
     if exact is not None and again.inputs is not None:
@@ -400,10 +410,16 @@ def _transplanted(
     squares: dict[str, Array] = {}
     for seed in range(DRAWS):
         change = transplant.shaken(seed, run.eps, run.by_row)
-        for name, x in transplant.ours(exact, _as(again, right), right.arrays, change).items():
+        scores = run.eps_kept + run.eps_sum * math.sqrt(_head_size(exact)) / SAFETY
+        shaky = exact if hasattr(exact, "encoder") else transplant.with_shaken_scores(exact, seed, scores)
+        for name, x in transplant.ours(shaky, _as(again, right), right.arrays, change).items():
             gap = np.nan_to_num((x - ours[name]).reshape(len(x), -1), posinf=0, neginf=0)
             squares[name] = squares.get(name, 0) + np.square(gap).sum(1) / DRAWS
     return _Transplanted(ours, theirs, {name: np.sqrt(x) for name, x in squares.items()}, _as(again, right).rows())
+
+
+def _head_size(exact: Any) -> int:
+    return int(exact.encoder.config.head_size if hasattr(exact, "encoder") else exact.config.head_size)
 
 
 def _as(again: Recorded, call: Recorded) -> Recorded:

@@ -39,7 +39,7 @@ def load_npz(path: str | Path, table: str | Path | None = None) -> traces.TraceF
     what it does not hold.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).expanduser().open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, AttributeError) as error:
         raise Error(f"{path} is no .npz that can be read: {error}") from error

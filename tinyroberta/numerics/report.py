@@ -42,8 +42,8 @@ font-style:normal;text-align:center;line-height:1rem;color:var(--mark);font-weig
 border-bottom:1px solid var(--line);white-space:nowrap;font-variant-numeric:tabular-nums}.all th{color:var(--dim);font-weight:400}
 .all th:first-child,.all td:first-child{text-align:left;padding-left:0}.all tr:target{background:var(--none)}
 summary{cursor:pointer;font-size:1.05rem;font-weight:600;margin:2rem 0 .5rem}
-@media(max-width:34rem){.map{border-spacing:1px}.map td,.map th{width:1.05rem;min-width:.7rem;font-size:.68rem}.map th[scope=row]{font-size:.68rem;
-padding-right:.3rem}}
+@media(max-width:34rem){.map{border-spacing:1px}.map td,.map th{width:1.05rem;min-width:.7rem;font-size:.68rem}
+.map th[scope=row]{font-size:.68rem;padding-right:.3rem}}
 """
 
 
@@ -88,7 +88,8 @@ def _first(result: Comparison) -> str:
         told.append(f"It has {op.nonfinite['value']} at {op.nonfinite['at']}, {op.nonfinite['count']} in all.")
     if op is not None and op.covers:
         few = html.escape(", ".join(name.removeprefix(f"{op.name}.") for name in op.covers))
-        told.append(f"It answers for {len(op.covers)} ops before it that were not recorded: <code>{few}</code>.")
+        ops = "an op" if len(op.covers) == 1 else f"{len(op.covers)} ops"
+        told.append(f"It answers for {ops} before it that the candidate has not recorded: <code>{few}</code>.")
     wrong = sum(not op.ok for op in result.ops)
     if wrong > 1:
         told.append(f"{wrong} of {len(result.ops)} ops add more than their bounds.")

@@ -6,16 +6,19 @@ recorded nothing, our own result passes on, and the next op that is recorded ans
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ..backends import Array
+from ..backends import numpy as definition
 from ..heads import HEADS
-from ..tap import trace
+from ..tap import around, trace
 from ..traces import Recorded
 
 Change = Callable[[str, Array], Array]
+UNREAD = 1e30  # the size of a score that a mask has made
 
 
 def exact_of(model: Any) -> Any:
@@ -72,6 +75,23 @@ def placed(given: Array, given_places: Array, own: Array, own_places: Array) -> 
     whole = own.copy()
     whole[mine] = given[theirs]
     return whole
+
+
+def with_shaken_scores(model: Any, seed: int, size: float) -> Any:
+    """A float64 model whose attention moves every score at random by up to `size` times itself: scores pass under no name."""
+    random, kind = np.random.default_rng(seed), type(model)
+
+    def softmax(scores: Array) -> Array:
+        moved = size * scores * random.uniform(-1, 1, scores.shape)
+        return definition.softmax(scores + np.where(np.abs(scores) < UNREAD, moved, 0))
+
+    def attention(q: Array, k: Array, v: Array, *others: Any) -> Any:
+        return definition.attend(np.matmul, softmax, q, k, v, *others)
+
+    backend: Any = SimpleNamespace(**vars(definition) | {"attention": attention})
+    shaky: Any = object.__new__(type(kind.__name__, (kind,), {"ops": property(lambda self: around(self, backend))}))
+    shaky.__dict__ = model.__dict__
+    return shaky
 
 
 def shaken(seed: int, size: float, by_row: bool) -> Change:
