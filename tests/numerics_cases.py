@@ -41,7 +41,9 @@ CASES = {
         {"other_norm_place": True}, ("post-norm in place of pre-norm, and the final norm",), (f"{LAYER}attention.LayerNorm",)
     ),
     "pre_norm": Case(
-        {"other_norm_place": True}, ("pre-norm in place of post-norm",), (f"{OWN}query",),
+        {"other_norm_place": True},
+        ("pre-norm in place of post-norm",),
+        (f"{OWN}query",),
         "postnorm",
     ),
     "no_final_norm": Case({"final_norm": False}, ("the final norm is missing",), ("lm_head.dense",)),
@@ -65,10 +67,10 @@ CASES = {
     "order": Case(
         {"order": ("key", "query", "value")}, ("query, key and value are read as key, query, value",), (f"{OWN}query",)
     ),
-    "by_head": Case(
-        {"by_head": True}, ("query, key and value stand side by side and are read head by head",), (f"{OWN}query",)
+    "by_head": Case({"by_head": True}, ("query, key and value stand side by side and are read head by head",), (f"{OWN}query",)),
+    "no_bias": Case(
+        {"no_bias": ("attention.self.value",)}, ("attention.self.value.bias is missing in all layers",), (f"{OWN}value",)
     ),
-    "no_bias": Case({"no_bias": ("attention.self.value",)}, ("attention.self.value.bias is missing in all layers",), (f"{OWN}value",)),
     "no_bias_in_one": Case(
         {"no_bias": ("layer.1.intermediate.dense",)},
         ("intermediate.dense.bias is missing in layer 1",),
@@ -79,10 +81,14 @@ CASES = {
     "tf32": Case({"products": "tf32"}, ("products of TF32",), (f"{OWN}query",)),
     # pairs
     "gelu_and_eps": Case(
-        {"act": "gelu_new", "eps": 1e-5}, ("hidden_act is gelu_new", "layer_norm_eps is 1e-05"), ("embeddings.LayerNorm", f"{LAYER}intermediate")
+        {"act": "gelu_new", "eps": 1e-5},
+        ("hidden_act is gelu_new", "layer_norm_eps is 1e-05"),
+        ("embeddings.LayerNorm", f"{LAYER}intermediate"),
     ),
     "position_and_types": Case(
-        {"first_position": 0, "token_types": False}, ("positions begin at 0", "token types are not added"), ("embeddings.LayerNorm",)
+        {"first_position": 0, "token_types": False},
+        ("positions begin at 0", "token types are not added"),
+        ("embeddings.LayerNorm",),
     ),
     "transposed_and_final": Case(
         {"transposed": ("layer.0.attention.self.query",), "final_norm": False},
@@ -98,9 +104,11 @@ CASES = {
         {"mask_value": 0.0, "score_scale": "one"}, ("padding is attended", "scores are not scaled"), (f"{OWN}probs",)
     ),
     "unk_and_gelu": Case(
-        {"token": (39, 3), "act": "quick_gelu"}, ("unk in place of mask", "hidden_act is quick_gelu"), ("embeddings.LayerNorm", f"{LAYER}intermediate")
+        {"token": (39, 3), "act": "quick_gelu"},
+        ("unk in place of mask", "hidden_act is quick_gelu"),
+        ("embeddings.LayerNorm", f"{LAYER}intermediate"),
     ),
-}  # fmt: skip
+}
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -118,8 +126,8 @@ IDS = np.array([[0, 39, 7, 22, 2], [1, 1, 0, 12, 39], [39, 30, 2, 1, 1]])
 
 
 # Of these the files of tests/golden_numerics hold what the candidate computed, in float32; the others run where torch is.
-STORED = ("gelu_tanh", "eps_5", "position_0", "unk_for_mask", "no_token_types", "post_norm", "no_final_norm", "relative_unscaled",
-          "padding_attended", "tied", "transposed_in_one", "order", "no_bias", "tf32", "gelu_and_eps", "unk_and_gelu")  # fmt: skip
+STORED = ("gelu_tanh", "eps_5", "position_0", "unk_for_mask", "no_token_types", "post_norm", "no_final_norm",
+          "relative_unscaled", "padding_attended", "tied", "transposed_in_one", "order", "no_bias", "tf32", "gelu_and_eps", "unk_and_gelu")  # fmt: skip
 
 
 def tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -143,4 +151,4 @@ def planted(mistakes: dict[str, Any]) -> dict[str, Any]:
 
 def inputs(model: str) -> dict[str, np.ndarray]:
     pad = (SIZES | MODELS[model])["pad_token_id"]
-    return {"input_ids": np.where(MASK == 1, np.where(IDS == pad, 5, IDS), pad), "attention_mask": MASK}
+    return {"input_ids": np.where(MASK, np.where(pad == IDS, 5, IDS), pad), "attention_mask": MASK}

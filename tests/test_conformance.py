@@ -44,7 +44,11 @@ EPS = {"layer_norm_eps 1e-05", "layer_norm_eps 0.01", "model_type xlm-roberta-xl
         ("deaf_to_the_mask", EVERY, "are off by"),
         ("in_half", EVERY, "are off by"),
         ("short", EVERY - {"max_position_embeddings 12"}, "RuntimeError: a text is too long for me"),
-        ("leaves", {"position_embedding_type relative_key", "position_embedding_type relative_key_query"}, "SystemExit: no relative"),
+        (
+            "leaves",
+            {"position_embedding_type relative_key", "position_embedding_type relative_key_query"},
+            "SystemExit: no relative",
+        ),
         ("flat", EVERY, "of shape (3,)"),
         ("nan", EVERY, "are not finite"),
         ("nothing", EVERY, "gave a NoneType"),
@@ -61,9 +65,7 @@ def test_a_wrong_one_fails_where_it_is_wrong(
         assert all(case["ok"] for case in found["cases"] if case["mask"] == "no padding")
 
 
-def test_half_precision_is_held_to_its_own_rounding(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_is_held_to_its_own_rounding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance, "OPTIONS", OPTIONS[:2])
     assert run("in_half", capsys, monkeypatch)[0] == 1
     assert run("in_half", capsys, monkeypatch, "--dtype", "float16")[0] == 0

@@ -16,7 +16,8 @@ from tinyroberta.config import config_from
 from tinyroberta.errors import Error
 from tinyroberta.family import KIN
 from tinyroberta.numerics import compare, importers, live
-from tinyroberta.numerics.explain import Setup, deviations, explain
+from tinyroberta.numerics.deviations import Setup, deviations
+from tinyroberta.numerics.explain import explain
 
 FOLDER = Path(__file__).parent / "golden_numerics"
 SAPIENS = os.environ.get("TINYROBERTA_SAPIENS", "")
@@ -127,7 +128,13 @@ def test_the_published_numbers_of_sapiens_are_those_of_unk_in_place_of_the_mask(
         for place, numbers in published[rows].items():
             told[0, int(place) + 1, columns] = numbers
         np.savez(tmp_path / "published.npz", **{"input_ids": [ids], "lm_head.decoder": told})
-        command = ["explain", "numpy:float64", str(tmp_path / "published.npz"), "--model", str(Path(SAPIENS) / "checkpoint_vh.pt")]
+        command = [
+            "explain",
+            "numpy:float64",
+            str(tmp_path / "published.npz"),
+            "--model",
+            str(Path(SAPIENS) / "checkpoint_vh.pt"),
+        ]
         assert main([*command, "--json"]) == 1
         found = json.loads(capsys.readouterr().out)
         assert (found["causes"][0]["cause"] if found["causes"] else None) == expected

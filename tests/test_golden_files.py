@@ -140,7 +140,10 @@ def test_assert_trace_close_takes_what_tests_have(tmp_path: Path) -> None:
     golden.assert_trace_close(tmp_path / "x.safetensors", seen)
     golden.make(golden.trace_of(seen), tmp_path)
     golden.assert_trace_close(seen, tmp_path, model)
-    mine = {"encoder.layer.0": seen["encoder.layer.0"].copy(), "encoder.layer.1": seen.calls[0].rows.unpack(seen["encoder.layer.1"])}
+    mine = {
+        "encoder.layer.0": seen["encoder.layer.0"].copy(),
+        "encoder.layer.1": seen.calls[0].rows.unpack(seen["encoder.layer.1"]),
+    }
     golden.assert_trace_close(mine, tmp_path, model)
     mine["encoder.layer.0"][0, 0] += 1e-6
     with pytest.raises(AssertionError, match=r"first at encoder\.layer\.0\n"):
@@ -169,7 +172,13 @@ def test_a_wrong_use_is_one_sentence(
     golden.make(golden.trace_of(seen), tmp_path / "full")
     (tmp_path / "trace").mkdir()
     seen.save(tmp_path / "trace" / "golden.safetensors")
-    given = {"MODEL": str(MODEL), "IDS": ids, "OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "TRACE": str(tmp_path / "trace")}
+    given = {
+        "MODEL": str(MODEL),
+        "IDS": ids,
+        "OUT": str(tmp_path / "out"),
+        "FULL": str(tmp_path / "full"),
+        "TRACE": str(tmp_path / "trace"),
+    }
     assert main(["golden", *(given.get(x, x) for x in arguments)]) == 2
     said = capsys.readouterr().err
     assert told in said
@@ -199,7 +208,17 @@ def test_close():
 def test_the_plugin_writes_and_holds(tmp_path: Path) -> None:
     def run(replace: str, *more: str) -> str:
         (tmp_path / "test_it.py").write_text(TEST.format(model=str(MODEL), replace=replace))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tinyroberta.numerics.pytest_plugin", *more]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tinyroberta.numerics.pytest_plugin",
+            *more,
+        ]
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
 

@@ -110,7 +110,9 @@ def run(
         layer = f"encoder.layer.{index}."
         own = f"{layer}attention.self."
         after = pre_norm == wrong.other_norm_place
-        names = ("attention.LayerNorm", "intermediate.LayerNorm") if pre_norm else ("attention.output.LayerNorm", "output.LayerNorm")
+        names = (
+            ("attention.LayerNorm", "intermediate.LayerNorm") if pre_norm else ("attention.output.LayerNorm", "output.LayerNorm")
+        )
 
         h = x if after else norm(layer + names[0], x)
         parts = dict(zip(("query", "key", "value"), (dense(own + name, h) for name in wrong.order), strict=True))

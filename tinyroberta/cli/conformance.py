@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a function over tiny checkpoints of every option; the exit status is 0 where all conform, 1 where not, 2 on wrong use."""
+    """Run a function over tiny checkpoints of every option; the exit status is 0 where all hold, 1 where not, 2 on wrong use."""
     from ..numerics import conformance
 
     try:

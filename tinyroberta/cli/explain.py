@@ -92,9 +92,16 @@ def headline(result: Any) -> str:
     if result.verdict == "same":
         return "same: the candidate is within rounding of the model, so there is nothing to explain"
     if not result.together:
-        near = f"; the nearest, {result.causes[0]['cause']}, explains {percent(result.causes[0]['explains'])}" if result.causes else ""
+        near = (
+            f"; the nearest, {result.causes[0]['cause']}, explains {percent(result.causes[0]['explains'])}"
+            if result.causes
+            else ""
+        )
         return f"none fits: no known deviation reproduces the candidate{near}"
-    told = [result.together[0]["cause"], *(f"{cause['cause']} ({percent(cause['explains'])} of what is left)" for cause in result.together[1:])]
+    told = [
+        result.together[0]["cause"],
+        *(f"{cause['cause']} ({percent(cause['explains'])} of what is left)" for cause in result.together[1:]),
+    ]
     return f"{' + '.join(told)}: explains {percent(result.explained)} of the difference"
 
 

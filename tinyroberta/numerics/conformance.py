@@ -9,15 +9,15 @@ What is tested is one function, given a folder with config.json and model.safete
 
     tinyroberta conformance mine:load
 
-What that returns is hidden states (B, S, hidden_size), which are the last ones, or logits (B, S, vocab_size): the last axis tells them
-apart. They are held to our float64 at the positions that are attended. The bound is what rounding of their type can do: four times
-as far as our result moves when all that passes is moved at random by eps sqrt(K), K the longest sum (Monte Carlo, Parker 1997).
+What that returns is hidden states (B, S, hidden_size), which are the last ones, or logits (B, S, vocab_size): the last axis tells
+them apart. They are held to our float64 at the positions that are attended. The bound is what rounding of their type can do: four
+times as far as our result moves when all that passes is moved at random by eps sqrt(K), K the longest sum (Monte Carlo, Parker
+1997).
 """
 
 import contextlib
 import importlib
 import math
-import os
 import sys
 import tempfile
 import traceback
@@ -97,7 +97,7 @@ def _lengths(at: Array) -> Array:
 def check(callable_: Callable[[str], Callable[[Array, Array], Any]], dtype: str | None = None) -> dict[str, Any]:
     """Hold a function to the model, option by option; dtype: what it computes in, where its result's type does not say.
 
-    {"verdict": "conforms" or "fails", "options": [{"option", "cases", "failed", "first": a sentence or null}], "cases": [{"option",
+                case = {"option": option.name, "mask": mask, "length": length, "error": None, "bound": None}
     "mask", "length", "error", "bound", "ok", "told"}]}. What it raises is told in its case.
     """
     cases: list[dict[str, Any]] = []
@@ -110,7 +110,16 @@ def check(callable_: Callable[[str], Callable[[Array, Array], Any]], dtype: str 
             if told is None and not callable(forward):
                 told = f"load(folder) gave a {type(forward).__name__}; it must give a function of input_ids and attention_mask"
             for mask, length, given in inputs(option, model.config):
-                case = {"option": option.name, "mask": mask, "length": length, "error": None, "bound": None, "ok": False, "told": told}
+                case = {
+                    "option": option.name,
+                    "mask": mask,
+                    "length": length,
+                    "error": None,
+                    "bound": None,
+                    "ok": False,
+                    "told": told,
+                }
+                case |= {"ok": False, "told": told}
                 cases.append(case if told else case | _case(model, forward, given, dtype))
     options = []
     for option in OPTIONS:
@@ -207,8 +216,8 @@ def find(told: str) -> Any:
     module, colon, name = told.partition(":")
     if not (module and colon and name):
         raise Error(f"{told!r} names no function: give module:callable, as in mine:load for a function load in mine.py")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as python -m does
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does
     found, why = _tried(lambda: importlib.import_module(module))
     if why is not None:
         raise Error(f"cannot import {module}: {why}")

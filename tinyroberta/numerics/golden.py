@@ -1,7 +1,7 @@
 """Golden files: a checked-in reference of what passes through a model, whole or as a sketch of a few kB a layer.
 
-A folder holds golden.safetensors, a trace as ../traces.py says, with `"golden": "full"` or `"sketch"` in its manifest. In a sketch
-an array x of n numbers, read row by row in the trace's rows, is NAME of shape (1, 4 + 32) in float64:
+A folder holds golden.safetensors, a trace as ../traces.py says, with `"golden": "full"` or `"sketch"` in its manifest. In a
+sketch an array x of n numbers, read row by row in the trace's rows, is NAME of shape (1, 4 + 32) in float64:
 
     [mean, root mean square, least, greatest, p_0, ..., p_31],    p_j = sum_i s_ij x_i / sqrt(n)
 
@@ -75,8 +75,9 @@ def check(golden: TraceFile, candidate: TraceFile, model: Any = None) -> compare
     candidate has no name or other tokens than the golden file.
     """
     if golden.manifest.get(KEY) == "full":
-        read_ = TraceFile({**golden.manifest, "program": FILE}, golden.calls, golden.where)
-        return compare.compare(read_, candidate, model)  # by another program's name: what is stored counts, not what we compute now
+        # by another program's name, so that what is stored counts, and not what we would compute now
+        stored = TraceFile({**golden.manifest, "program": FILE}, golden.calls, golden.where)
+        return compare.compare(stored, candidate, model)
     return _check_sketch(golden, candidate)
 
 
@@ -102,7 +103,9 @@ def _check_sketch(golden: TraceFile, candidate: TraceFile) -> compare.Comparison
 
 def _in_order(left: Recorded, right: Recorded) -> list[tuple[str, Array]]:
     """The golden file's sketches in the order in which a model's names pass, as the candidate has them."""
-    return [(name, left.arrays[name]) for name in {**dict.fromkeys(right.arrays), **dict.fromkeys(left.arrays)} if name in left.arrays]
+    return [
+        (name, left.arrays[name]) for name in {**dict.fromkeys(right.arrays), **dict.fromkeys(left.arrays)} if name in left.arrays
+    ]
 
 
 def _rows(x: Array, left: Recorded, right: Recorded) -> Array | None:
