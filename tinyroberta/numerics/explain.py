@@ -1,7 +1,7 @@
 """Which known deviation makes a candidate what it is: our model is run again with one at a time, in float64 (deviations.py).
 
 Each run reads the candidate's own arrays in the place of what every op gave (transplant.py), so that an op answers for itself
-alone, and two deviations do not hide each other. With g the Frobenius norm of the gap between theirs and ours, over that of theirs,
+alone, and two deviations do not hide each other. With g the Frobenius norm of theirs less ours, over that of theirs,
 
     explains = 1 - sum g(deviation)^2 / sum g(none)^2        over all that the candidate recorded
 
