@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tinyroberta.cli import main
 from tinyroberta.config import config_from
 from tinyroberta.errors import Error
 from tinyroberta.family import KIN
+from tinyroberta.heads import HEADS
 from tinyroberta.numerics import compare, importers, live
 from tinyroberta.numerics.deviations import Setup, deviations
 from tinyroberta.numerics.explain import explain
@@ -154,6 +156,20 @@ def test_every_row_of_the_table_has_its_own_name_and_changes_what_it_is_given_al
         for row in rows:
             row.change(setup)
         assert all(np.array_equal(x, before[key]) for key, x in model.tensors.items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("model_type", ["roberta-prelayernorm", "roberta", "xlm-roberta-xl"])
+def test_every_row_of_the_table_is_tried_on_every_class(model_type: str, head: str) -> None:
+    """A candidate that has one deviation by our own means: it is explained, and no row fails on what another class lacks."""
+    more = {"position_embedding_type": "relative_key"} if head == "Model" else {"pruned_heads": {0: [1]}}
+    config = config_from(SIZES | {"model_type": model_type, "layer_norm_eps": 1e-12} | more)
+    cls = KIN[model_type][head]
+    model = cls(config, tensors(cls.encoder_shapes(config) | cls.head_shapes(config)), backend="numpy", dtype="float64")
+    wrong = cls(replace(config, layer_norm_eps=1e-5), model.tensors, backend="numpy", dtype="float64")
+    found = explain(live.run(model, inputs("prenorm")), live.run(wrong, inputs("prenorm")), model)
+    assert named(found) == ["layer_norm_eps is 1e-05"]
+    assert found.explained > 1 - 1e-9
 
 
 def test_a_wrong_use_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def zeroed(name: str) -> Change:
 def tied(name: str, to: str) -> Change:
     def change(setup: Setup) -> Setup | None:
         held = setup.tensors
-        if name not in held or np.array_equal(held[name], held[to]):
+        if not {name, to} <= held.keys() or np.array_equal(held[name], held[to]):
             return None
         return setup._replace(tensors={**held, name: held[to]})
 
