@@ -155,6 +155,7 @@ def test_what_is_not_finite_is_told_where_it_begins(value: float) -> None:
     op = next(op for op in result.ops if op.name == result.first)
     assert op.name == "encoder.layer.0.output.dense"
     assert op.nonfinite == {"value": str(value), "at": [4, 7], "count": 1}
+    assert wrong(result) == [op.name]  # what reads it cannot help it
     told = json.dumps(result.as_json(), allow_nan=False)
     assert json.loads(told)["verdict"] == "differs"
     both = traced(model, None, {"encoder.layer.0.output.dense": broken})
@@ -190,7 +191,7 @@ def test_calls_that_cannot_be_run_again_are_compared_all_the_same() -> None:
     result = compare(reference, generated(decoder), decoder)
     assert result.verdict == "same"
     assert {op.call for op in result.ops} == {0, 1, 2}
-    assert [note[:6] for note in result.notes] == ["Call 1", "Call 2"]
+    assert [note[:7] for note in result.notes] == ["Not run", "Call 1 ", "Call 2 "]  # a step gives the last place's words alone
     bad = compare(reference, generated(decoder, {"encoder.layer.1": lambda _, x: x + 1e-3}), decoder)
     assert bad.first == "encoder.layer.1"
 
@@ -199,6 +200,14 @@ def test_nothing_in_common() -> None:
     model = model_of()
     with pytest.raises(Error, match="no name in common"):
         compare(traced(model, "embeddings"), traced(model, "lm_head"), model)
+    wide = model_of(hidden_size=96)
+    with pytest.raises(Error, match=r"of another model than .*shapes are \(21, 48\) and \(21, 96\)"):
+        compare(traced(model, "embeddings"), traced(wide, "embeddings"))
+    result = compare(traced(model, "embeddings"), traced(model, "embeddings"), wide)
+    assert (result.ops[0].added, result.notes) == (
+        None,
+        ["Not run again, since the model's results have other shapes: embeddings."],
+    )
     with pytest.raises(Error, match="holds no call"):
         compare(exact_of(model), traces.of_model(model, []), model)
 

@@ -26,7 +26,8 @@ LAYERS = (
     ("family",),
     ("encoder_decoder",),
     ("auto",),
-    ("demo", "tasks", "inspect", "convert", "numerics"),
+    ("demo", "inspect", "convert", "numerics"),
+    ("tasks",),
     ("tinyroberta",),  # __init__.py: the public names
     ("cli",),
     ("__main__",),

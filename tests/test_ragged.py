@@ -13,6 +13,7 @@ from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.call import Given, prepare
 from tinyroberta.config import CONFIGS
 from tinyroberta.family import KIN
+from tinyroberta.heads import HEADS
 from tinyroberta.inputs import arrange, packed_position_ids, position_ids_of, ragged
 
 SIZES = {"vocab_size": 30, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 40}
@@ -145,3 +146,47 @@ def test_what_is_no_text_is_told(texts: list[Any], told: str) -> None:
     model = new_model(KIN["roberta-prelayernorm"]["Model"], CONFIG, backend="numpy")
     with pytest.raises(Error, match=told):
         model._encode_ragged(texts)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("running", RUNNING, ids=lambda running: "-".join(map(str, running.values())))
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_gives_packed_what_a_call_gives(head: str, running: dict[str, Any], relative: bool) -> None:
+    pytest.importorskip(running["backend"])
+    more = {"position_embedding_type": "relative_key_query"} if relative else {}
+    config = dataclasses.replace(CONFIG, type_vocab_size=2, is_decoder=head == "ForCausalLM", num_labels=2, **more)
+    model = new_model(KIN["roberta-prelayernorm"][head], config, **running)
+    texts = texts_of([3, 9, 1, 20])
+    types = [(np.arange(len(text)) % 2).tolist() for text in texts]
+    ids, mask = padded(texts)
+    whole_types = np.zeros_like(ids)
+    whole_types[mask == 1] = np.concatenate(types)
+    inputs = [ids, mask, whole_types]
+    if head == "ForMultipleChoice":
+        inputs = [ids[:, None], whole_types[:, None], mask[:, None]]
+    wanted = dict(model(*inputs, **({"use_cache": False} if config.is_decoder else {})).items())
+    found = dict(model.packed(texts, types).items())
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        by_token = name in ("last_hidden_state", "start_logits", "end_logits") or value.shape[0] == sum(map(len, texts))
+        expected = wanted[name][mask == 1] if by_token else wanted[name]
+        assert np.array_equal(value, expected), name
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_language_model_scores_the_places_asked_for(relative: bool) -> None:
+    more = {"position_embedding_type": "relative_key"} if relative else {}
+    config = dataclasses.replace(CONFIG, **more)
+    model = new_model(KIN["roberta-prelayernorm"]["ForMaskedLM"], config, backend="numpy", reproducible=True)
+    texts = texts_of([3, 9, 1])
+    ids, mask = padded(texts)
+    wanted = model(ids, mask).logits[mask == 1]
+    assert np.array_equal(model.packed(texts, places=np.array([0, 4, 12])).logits, wanted[[0, 4, 12]])
+
+
+def test_token_types_that_do_not_fit_are_told() -> None:
+    model = new_model(KIN["roberta-prelayernorm"]["Model"], CONFIG, backend="numpy")
+    with pytest.raises(Error, match="a number for every token"):
+        model.packed([[5, 6]], [[0]])
+    with pytest.raises(Error, match="token_type_ids holds 2; this model allows 0 to 1"):
+        model.packed([[5, 6]], [[0, 2]])

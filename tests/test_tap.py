@@ -243,6 +243,32 @@ def test_recordings_are_not_played_and_stay(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(played) == (PATHS[0] != "blas")
 
 
+@pytest.mark.skipif(not PATHS, reason="no Numba here")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_no_product_is_computed_twice(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyroberta.backends import numba
+
+    model = model_of(running={"backend": "numba", "matmul_precision": precision})
+    linear, counts = numba.linear, []
+    monkeypatch.setattr(numba, "linear", lambda *given, **more: [counts.append(1), linear(*given, **more)][1])
+    for names in ([], None):
+        counts.clear()
+        with trace(model, names):
+            model(**texts())
+        assert len(counts) == 2 * 4 + 2
+
+
+def test_probabilities_of_one_text_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kept = model_of(), []
+    attention = definition.attention
+    monkeypatch.setattr(definition, "attention", lambda *given: [out := attention(*given), kept.append(out[1])][0])
+    with trace(model, "*.probs") as seen:
+        model(input_ids=[[4, 5, 6]])
+        assert np.shares_memory(seen["encoder.layer.1.attention.self.probs"], kept[1][0])
+        output = model(input_ids=[[4, 5, 6]], output_attentions=True)  # which the caller may write to
+    assert not np.shares_memory(seen["encoder.layer.1.attention.self.probs"], output.attentions[1])
+
+
 # What is put in its place.
 
 

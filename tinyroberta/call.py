@@ -121,20 +121,28 @@ def prepare(config: Config, ops: Backend, dtype: Any, given: Given, options: Opt
     return Ready(rows, call, rows.pack(tokens), packed, rows.pack(types), states, returned, length, plain)
 
 
-def prepare_ragged(config: Config, ops: Backend, dtype: Any, texts: Sequence[Any]) -> Ready:
+def prepare_ragged(
+    config: Config, ops: Backend, dtype: Any, texts: Sequence[Any], token_types: Sequence[Any] | None = None
+) -> Ready:
     """Texts, a list of lists of ids, of any lengths: what `prepare` makes of them padded on the right, without the padding.
 
     Nothing but the last hidden state is kept, and no cache. Raises Error on no text, on a text of no token, or as `prepare`.
     """
     ids, lengths = check_texts(texts, config.vocab_size)
+    types = np.zeros_like(ids)
+    if token_types is not None:
+        types, counted = check_texts(token_types, config.type_vocab_size, "token_type_ids")
+        if not np.array_equal(counted, lengths):
+            raise Error("token_type_ids must have a number for every token of every text")
     rows = ragged(lengths, config.is_decoder)
     if config.position_embedding_type != "absolute":  # relative positions need every position as a row
         padded, mask = np.full(rows.shape, config.pad_token_id or 0), rows.unpack(np.ones_like(ids))
         padded[mask == 1] = ids
+        given = Given(padded, mask, rows.unpack(types), None, None, None, use_cache=False)
         options = Options(output_attentions=False, output_hidden_states=False)
-        return prepare(config, ops, dtype, Given(padded, mask, None, None, None, None, use_cache=False), options, False)
+        return prepare(config, ops, dtype, given, options, False)
     call = _call(config, rows)
-    return Ready(rows, call, ids, packed_position_ids(ids, lengths, config), np.zeros_like(ids), set(), None, None, _plain(call))
+    return Ready(rows, call, ids, packed_position_ids(ids, lengths, config), types, set(), None, None, _plain(call))
 
 
 def _call(config: Config, rows: Rows, **more: Any) -> forward.Call:

@@ -47,8 +47,8 @@ def words(ops: Backend, x: Encoded, places: Array | None) -> Fields:
     head = x.weights["lm_head"]
     if places is None:
         return {"logits": x.rows.unpack(forward.lm_head(ops, x.last, x.eps, **head))}
-    computed = take_places(x.rows.unpack(np.ones((len(x.last), 1), bool)), places)
-    kept = take_places(x.rows.unpack(x.last), places)
+    computed = x.rows.take(np.ones((len(x.last), 1), bool), places)
+    kept = x.rows.take(x.last, places)
     scores = forward.lm_head(ops, kept.reshape(-1, kept.shape[-1]), x.eps, **head)
     scores[~computed.ravel()] = 0
     return {"logits": scores.reshape(*kept.shape[:-1], scores.shape[-1])}
@@ -85,6 +85,11 @@ def places_of(logits_to_keep: Any) -> Array | None:
     return places if places.ndim or places else None
 
 
+def every_place(_: int) -> dict[str, Any]:
+    """What a language model's head is asked where logits_to_keep is not given."""
+    return {"places": None}
+
+
 def check_words(shape: tuple[int, int], labels: tuple[Array, ...], places: Array | None) -> None:
     """Raise Error on labels of another shape than (B, S), and on places that are not there."""
     for given in labels:
@@ -111,6 +116,7 @@ class Head(NamedTuple):
     loss_reads: tuple[str, ...] = ()
     check_config: Callable[[RobertaPreLayerNormConfig], None] = lambda _: None
     check_call: Callable[..., None] = lambda *_, **__: None  # ((B, S), the labels, and what its class's call adds)
+    packed: Callable[[int], dict[str, Any]] = lambda _: {}  # B -> what its class's call would add, for texts without padding
 
 
 def _lm_head(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
@@ -126,9 +132,16 @@ def _classification_head(config: RobertaPreLayerNormConfig) -> dict[str, Shape]:
 HEADS = {
     "Model": Head(outputs.BaseModelOutputWithPoolingAndCrossAttentions, bare, pooler=True),
     "ForCausalLM": Head(
-        outputs.CausalLMOutputWithCrossAttentions, words, _lm_head, loss=losses.causal_lm, check_call=check_words
+        outputs.CausalLMOutputWithCrossAttentions,
+        words,
+        _lm_head,
+        loss=losses.causal_lm,
+        check_call=check_words,
+        packed=every_place,
     ),
-    "ForMaskedLM": Head(outputs.MaskedLMOutput, words, _lm_head, loss=losses.masked_lm, check_call=check_words),
+    "ForMaskedLM": Head(
+        outputs.MaskedLMOutput, words, _lm_head, loss=losses.masked_lm, check_call=check_words, packed=every_place
+    ),
     "ForSequenceClassification": Head(
         outputs.SequenceClassifierOutput,
         labels_of_text,
@@ -142,6 +155,7 @@ HEADS = {
         lambda config: dense("classifier", 1, config.hidden_size),
         pooler=True,
         loss=losses.multiple_choice,
+        packed=lambda texts: {"shape": (texts, 1)},
     ),
     "ForTokenClassification": Head(
         outputs.TokenClassifierOutput,

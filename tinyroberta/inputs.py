@@ -67,6 +67,10 @@ class Rows(NamedTuple):
             whole.transpose(0, 2, 1, 3)[~self.shown] = 0
         return whole
 
+    def take(self, x: Array, places: Array) -> Array:  # (T, D) -> (B, K, D), or (K, D)
+        """What logits_to_keep asks for: places of (B, S), as `take_places`."""
+        return take_places(self.unpack(x), places)
+
     def first(self, x: Array) -> Array:  # (T, D) -> (B, D)
         """The rows of every text's position 0, padding or not, as Hugging Face's heads read it."""
         return x[self.first_rows]
@@ -80,6 +84,16 @@ class Rows(NamedTuple):
             if len(rows):
                 means[b] = rows.sum(0) / len(rows)
         return means
+
+
+class Ragged(Rows):
+    """The rows of texts of any lengths; unpacked they are the texts' tokens one after another, (T, ...), with no padding."""
+
+    def unpack(self, x: Array) -> Array:
+        return x if self.attended is None else x[self.attended]
+
+    def take(self, x: Array, places: Array) -> Array:  # (T, D) -> (K, D)
+        return self.unpack(x)[places]
 
 
 def arrange(
@@ -246,7 +260,7 @@ def check_range(ids: Array, name: str, size: int) -> None:
         raise RangeError(f"{name} holds {wrong}; this model allows 0 to {size - 1}")
 
 
-def check_texts(texts: Sequence[Any], size: int) -> tuple[Array, Array]:
+def check_texts(texts: Sequence[Any], size: int, name: str = "input_ids") -> tuple[Array, Array]:
     """The ids of texts of any lengths, one after another, (T,) int64, and their lengths, (B,); raises Error as check_ids."""
     rows = [check_integers(text, f"text {b}") if len(text) else np.zeros(0, np.int64) for b, text in enumerate(texts)]
     lengths = np.array([len(row) for row in rows])
@@ -255,7 +269,7 @@ def check_texts(texts: Sequence[Any], size: int) -> tuple[Array, Array]:
     if wrong := [b for b, row in enumerate(rows) if row.ndim != 1]:
         raise Error(f"text {wrong[0]} has shape {rows[wrong[0]].shape}; it must be (tokens,)")
     ids = np.concatenate(rows)
-    check_range(ids, "input_ids", size)
+    check_range(ids, name, size)
     return ids, lengths
 
 

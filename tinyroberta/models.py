@@ -19,7 +19,7 @@ from .call import Given, Options, Past, Ready, kept_fields, prepare, prepare_rag
 from .config import CONFIGS, RobertaPreLayerNormConfig, config_of
 from .errors import Error, ieee
 from .heads import HEADS, Encoded, Head, places_of
-from .inputs import as_array
+from .inputs import Ragged, as_array
 from .keywords import Running, running_of, settings_of
 from .outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -242,10 +242,24 @@ class RobertaPreLayerNormPreTrainedModel:
         return output if (config.return_dict if as_output is None else as_output) else output.to_tuple()
 
     @ieee
-    def _encode_ragged(self, texts: Sequence[Any]) -> Encoded:
+    def packed(self, texts: Sequence[Any], token_type_ids: Sequence[Any] | None = None, **asked: Any) -> Any:
+        """Texts of any lengths, lists of ids, without padding: a call's output with (T, ...) where that has (B, S, ...).
+
+        The T tokens of all texts stand one after another, with the bits that they have in a call. What is (B, ...) of texts stays
+        so. For a language model's head `places` (K,) of the T says where to score: logits (K, V). Nothing is kept but what the
+        head gives. Raises Error on no text, a text of no token, and RangeError on ids out of range or too many.
+        """
+        ops = self.ops
+        encoded = self._encode_ragged(texts, token_type_ids)
+        encoded = encoded._replace(rows=Ragged(*encoded.rows))
+        with ops.running(self.settings):
+            return self.head.output(**self.head.compute(ops, encoded, **{**self.head.packed(len(texts)), **asked}))
+
+    @ieee
+    def _encode_ragged(self, texts: Sequence[Any], token_types: Sequence[Any] | None = None) -> Encoded:
         """Lists of ids of any lengths -> the encoder's rows (T, D), with no padding; Rows unpacks them, or takes their means."""
         ops = self.ops
-        ready = prepare_ragged(self.config, ops, np.dtype(self.settings.dtype), texts)
+        ready = prepare_ragged(self.config, ops, np.dtype(self.settings.dtype), texts, token_types)
         return Encoded(self.weights, ready.rows, self._encode(ops, ready).last, self.config.layer_norm_eps)
 
     def _encode(self, ops: Backend, ready: Ready) -> forward.Encoded:

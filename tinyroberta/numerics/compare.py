@@ -167,6 +167,9 @@ def begun(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Comp
 
 def ended(result: Comparison, reference: TraceFile, candidate: TraceFile) -> Comparison:
     """The same with the first that is wrong, once the ops are known; raises Error where there are none."""
+    unfit = [note for note in result.notes if "shapes are" in note]
+    if not result.ops and unfit:
+        raise Error(f"{candidate.where} is of another model than {reference.where}: {unfit[0]}")
     if not result.ops:
         names = sorted(set(candidate.calls[0].arrays))[:4]
         raise Error(f"{candidate.where} and {reference.where} have no name in common, the candidate {', '.join(names) or 'none'}")
@@ -261,6 +264,7 @@ def _call(
         notes.append(f"Call {index} was given more than ids and a mask of 0 and 1, so its ops were not run again.")
     ops: list[Op] = []
     covered: list[str] = []
+    alone: list[str] = []  # of another shape than ours
     depth = 0
     for name in _order(left, right, exact):
         if name not in names:
@@ -278,18 +282,20 @@ def _call(
         K = _reduction(name, exact, pair[0])
         own = None if transplanted is None else transplanted.of(name, pair, right, b_rows)
         if own is not None:
-            added, moved, size = own
+            added, moved, size, alike = own
             bounds = SAFETY * (moved + run.eps * size) + run.eps_sum * math.sqrt(K) * size
             worst = _worst(added, bounds)
             op.added, op.bound = (float(x[worst] / size[worst]) if size[worst] else float(x[worst]) for x in (added, bounds))
             places = shared if len(size) == len(shared) else None
             op.row = None if places is None else [int(n) for n in divmod(places[worst], right.shape[1])]
-            op.ok = bool(added[worst] <= bounds[worst])
+            op.ok = (alike or op.nonfinite is None) and bool(added[worst] <= bounds[worst])
         else:
+            alone += [name] if transplanted is not None else []
             op.bound = SAFETY * (run.eps_sum * math.sqrt(K) + run.eps) * math.sqrt(depth)
-            op.ok = op.relative <= op.bound
-        op.ok = op.ok and op.nonfinite is None
+            op.ok = op.relative <= op.bound and op.nonfinite is None
         ops.append(op)
+    if alone:
+        notes.append(f"Not run again, since the model's results have other shapes: {', '.join(alone)}.")
     return ops
 
 
@@ -378,8 +384,11 @@ class _Transplanted:
     moved: Mapping[str, Array]  # (T,) of our rows
     places: Array
 
-    def of(self, name: str, pair: tuple[Array, Array], right: Recorded, b_rows: Array) -> tuple[Array, Array, Array] | None:
-        """By row: the norm of what the candidate adds beyond the reference, how far ours moves, and the norm of ours."""
+    def of(self, name: str, pair: tuple[Array, Array], right: Recorded, b_rows: Array) -> tuple[Array, Array, Array, bool] | None:
+        """By row: the norm of what the candidate adds beyond the reference, how far ours moves, and the norm of ours.
+
+        Then whether what is not finite is so in both.
+        """
         if name not in self.of_candidate:
             return None
         by_row = len(right.arrays[name]) == len(right.rows()) and len(self.of_candidate[name]) == len(self.places)
@@ -390,9 +399,10 @@ class _Transplanted:
         gap = pair[1].astype(np.float64) - ours
         if self.of_reference is not None:
             gap = gap - (pair[0].astype(np.float64) - self.of_reference[name][rows])
+        alike = np.array_equal(np.isfinite(pair[1]), np.isfinite(ours))
         finite = np.isfinite(gap)
         gap, ours = np.where(finite, gap, 0).reshape(len(gap), -1), np.where(finite, ours, 0).reshape(len(gap), -1)
-        return np.linalg.norm(gap, axis=1), self.moved[name][rows], np.linalg.norm(ours, axis=1)
+        return np.linalg.norm(gap, axis=1), self.moved[name][rows], np.linalg.norm(ours, axis=1), alike
 
 
 def _rows_of(places: Array, own: Array) -> Array:

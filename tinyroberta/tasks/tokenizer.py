@@ -17,13 +17,16 @@ from .special_tokens import KINDS, NOT_USED, ROBERTA, Tokens, add_tokens, class_
 Array = np.ndarray[Any, np.dtype[Any]]
 BYTE_LEVEL = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer")
 WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+WITH_TYPES = (*WORD_PIECE[:1], "ElectraTokenizer", "AlbertTokenizer")
 PIECES = ("XLMRobertaTokenizer", "CamembertTokenizer")
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """A checkpoint folder's tokenizers.Tokenizer, with an attribute `mask_token`: the text of its mask, or None.
+    """A checkpoint folder's tokenizers.Tokenizer, with what its other files say of it.
 
+    Its attributes: `mask_token`, the text of its mask, or None; `model_max_length`, how many tokens a text may have, or None;
+    `truncation_side`, "right" or "left"; `gives_types`, whether the second text of a pair has a type of its own.
     It gives the ids of transformers 4.57's fast tokenizers: tokenizer.json, or what the tokenizer's class makes of its vocabulary
     (vocab.json with merges.txt, a sentencepiece model, vocab.txt), with the tokens and settings of tokenizer_config.json,
     special_tokens_map.json and added_tokens.json. Raises Error on a folder without a tokenizer that is read here, or where the
@@ -51,6 +54,11 @@ def load_tokenizer(folder: str | Path) -> Any:
         add_tokens(tokenizers, tokenizer, tokens)
         _set_up(tokenizers, tokenizer, settings, kind)
     tokenizer.mask_token = content_of(tokens.special["mask_token"]) if "mask_token" in tokens.special else None
+    longest = settings.get("model_max_length")
+    tokenizer.model_max_length = longest if isinstance(longest, int) and longest > 0 else None
+    tokenizer.truncation_side = "left" if settings.get("truncation_side") == "left" else "right"
+    inputs = settings.get("model_input_names")
+    tokenizer.gives_types = "token_type_ids" in inputs if isinstance(inputs, list) else kind in WITH_TYPES
     return tokenizer
 
 
@@ -244,15 +252,86 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
     if not texts:
         raise Error("there is no text to read")
     for text in texts:
-        if not isinstance(text, str):
-            raise Error(f"a text is of type {type(text).__name__}; it must be a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            told = "holds half of a surrogate pair, which is no character: read its bytes as UTF-8"
-            raise Error(f"the text {text[:80]!r} {told}") from error
+        check_text(text)
     with _one_error("the tokenizer cannot read the text"):
         return list(tokenizer.encode_batch(list(texts)))
+
+
+def check_text(text: Any) -> None:
+    """Raise Error where a text is no string of Unicode."""
+    if not isinstance(text, str):
+        raise Error(f"a text is of type {type(text).__name__}; it must be a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        told = "holds half of a surrogate pair, which is no character: read its bytes as UTF-8"
+        raise Error(f"the text {text[:80]!r} {told}") from error
+
+
+def read_texts(
+    tokenizer: Any,
+    texts: Sequence[Any],
+    config: RobertaPreLayerNormConfig,
+    longest: int,
+    long: str = "error",
+    max_length: int | None = None,
+    stride: int = 0,
+    strategy: str = "longest_first",
+) -> list[list[Any] | Error]:
+    """Texts, or pairs of texts, -> for each the windows (tokenizers.Encodings) that a model reads, or why it cannot be read.
+
+    A text of at most `max_length` tokens (`longest`, which the model reads, where that is None) is one window. A longer one is
+    refused, cut, or read in windows that share `stride` tokens, as `long` says. Leaves the tokenizer's own truncation off. Raises
+    Error on a max_length or stride that cannot be.
+    """
+    length = longest if max_length is None else max_length
+    if not 1 <= length <= longest:
+        raise Error(f"max_length is {length}; this model reads at least 1 token and at most {longest}")
+    try:
+        if long == "error":
+            tokenizer.no_truncation()
+        else:
+            side = getattr(tokenizer, "truncation_side", "right")
+            tokenizer.enable_truncation(length, stride=stride, strategy=strategy, direction=side)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Error(f"texts cannot be cut to {length} tokens with a stride of {stride}: {error}") from error
+    readings: list[list[Any] | Error] = [_checked(text) for text in texts]
+    fine = [number for number, reading in enumerate(readings) if not isinstance(reading, Error)]
+    for number, encoding in zip(fine, _encodings(tokenizer, [texts[number] for number in fine]), strict=True):
+        readings[number] = encoding if isinstance(encoding, Error) else _windows(encoding, config, length, long)
+    tokenizer.no_truncation()
+    return readings
+
+
+def _checked(text: Any) -> list[Any] | Error:
+    try:
+        for part in text if isinstance(text, tuple) else (text,):
+            check_text(part)
+    except Error as error:
+        return error
+    return []
+
+
+def _encodings(tokenizer: Any, texts: list[Any]) -> list[Any]:
+    """Encodings, and an Error for each text that the tokenizer cannot read."""
+    try:
+        with _one_error("the tokenizer cannot read the text"):
+            return list(tokenizer.encode_batch(texts))
+    except Error as error:
+        return [error] if len(texts) == 1 else [one for text in texts for one in _encodings(tokenizer, [text])]
+
+
+def _windows(encoding: Any, config: RobertaPreLayerNormConfig, length: int, long: str) -> list[Any] | Error:
+    windows = [encoding, *(encoding.overflowing if long == "window" else ())]
+    if len(encoding) > length:
+        told = f"a text has {len(encoding)} tokens; this model reads at most {length}, <s> and </s> among them"
+        return Error(f'{told}: cut it, or ask for long="truncate" or long="window"')
+    if not len(encoding):
+        return Error("a text has no tokens")
+    most = max(max(window.ids) for window in windows)
+    if most >= config.vocab_size:
+        return Error(f"the tokenizer gave id {most}, the model has {config.vocab_size} words: they do not belong together")
+    return windows
 
 
 def stack(encodings: Sequence[Any], config: RobertaPreLayerNormConfig) -> tuple[Array, Array]:
