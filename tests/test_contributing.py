@@ -259,11 +259,28 @@ class NewBERTaConfig(RobertaPreLayerNormConfig):
     written=STUB,
 )
 
+DEVIATION = Addition(
+    {
+        "tinyroberta/numerics/deviations.py": [
+            ('    yield Deviation("unk in place', '    yield Deviation("hidden_act is relu", fields(hidden_act="relu"))\n')
+        ],
+        "tests/torch_roberta.py": [("    raise KeyError(", '    if name == "relu":\n        return torch.relu(x)\n')],
+        "tests/numerics_cases.py": [
+            ("    # pairs,", '    "relu": Case({"act": "relu"}, ("hidden_act is relu",), (f"{LAYER}intermediate",)),\n')
+        ],
+    },
+    ["test_explain.py"],
+    "every_row or relu",  # the latter where torch is
+    1,
+    ("golden_numerics", "numerics_cases.py", "torch_roberta.py"),
+)
+
 ADDITIONS = {
     "a head": HEAD,
     "an activation": ACTIVATION,
     "a weight format": FORMAT,
     "a precision level": LEVEL,
+    "a deviation": DEVIATION,
     "a family": FAMILY,
 }
 

@@ -348,7 +348,7 @@ class Tapped:
             replaced = self._hear(f"{self.own}.probs", shown)
             if replaced is not None:
                 own = _unpacked(replaced, found)
-                context = self._back(_weighed(own, self._shown(v), sequences), context)
+                context = self._back(weighed(own, self._shown(v), sequences), context)
                 kept = kept and [self.ops.asarray(p) for p in own]
         return self._pass((self.own,), context), kept
 
@@ -450,7 +450,7 @@ def _unpacked(packed: Any, like: list[Any]) -> list[Any]:  # (T, H, K) -> B x (H
     return [x[:, :, : p.shape[2]].transpose(1, 0, 2) for x, p in zip(np.split(packed, starts), like, strict=True)]
 
 
-def _weighed(probabilities: list[Any], v: Any, sequences: Sequences) -> Any:  # B x (H, Sq, Sk), (Tk, D) or a cache -> (Tq, D)
+def weighed(probabilities: list[Any], v: Any, sequences: Sequences) -> Any:  # B x (H, Sq, Sk), (Tk, D) or a cache -> (Tq, D)
     """Attention's means of values, of given probabilities."""
     rows = []
     for b, (p, key) in enumerate(zip(probabilities, sequences.key_start, strict=True)):

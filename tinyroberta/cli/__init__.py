@@ -9,7 +9,24 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import answer, choose, classify, compare, convert, embed, fill_mask, generate, info, inspect, rerank, tag, warmup
+from . import (
+    answer,
+    choose,
+    classify,
+    compare,
+    conformance,
+    convert,
+    embed,
+    explain,
+    fill_mask,
+    generate,
+    golden,
+    info,
+    inspect,
+    rerank,
+    tag,
+    warmup,
+)
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
@@ -23,6 +40,9 @@ COMMANDS = {
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
     "compare": (compare, "say where two runs of a model part"),
+    "explain": (explain, "say which known deviation makes a run differ"),
+    "golden": (golden, "write and check small references of what passes through a model"),
+    "conformance": (conformance, "hold someone else's forward pass to tiny checkpoints of every option"),
     "info": (info, "say what runs on this machine"),
     "warmup": (warmup, "compile the CPU backend ahead of its first use"),
 }

@@ -39,7 +39,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from ..numerics import compare, importers, live
+    from ..numerics import compare
+
+    reference, candidate, exact, _ = opened(arguments)
+    result = compare.compare(reference, candidate, exact)
+    if arguments.html:
+        from ..numerics import report
+
+        report.write(Path(arguments.html), result)
+    if arguments.json:
+        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show(result)
+    return 0 if result.verdict == "same" else 1
+
+
+def opened(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """The two traces that a command line names, files read and backends run; the model in float64 and its source, or None."""
+    from ..numerics import importers, live
 
     sides = (arguments.reference, arguments.candidate)
     if None in sides:
@@ -53,7 +70,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         if source is None:
             raise Error(f"{next(iter(files))} does not say where its model is: name the checkpoint with --model")
     exact: Any = None if source is None else load(source, {"backend": "numpy", "dtype": "float64"})
-    inputs = None if exact is None else _inputs(arguments, files, exact, source)
+    inputs = None if exact is None else inputs_of(arguments, files, exact, source)
     if exact is not None:
         for file in files.values():
             importers.settle(file, exact, inputs)
@@ -68,16 +85,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         if inputs is None:
             raise Error(f"the inputs of {next(iter(files))} are not in it, so {side} cannot run them: give --inputs")
         found.append(live.run(exact if same else load(source, running), inputs, hashes=bool(files), padding=whole))
-    result = compare.compare(found[0], found[1], exact)
-    if arguments.html:
-        from ..numerics import report
-
-        report.write(Path(arguments.html), result)
-    if arguments.json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
-    else:
-        _show(result)
-    return 0 if result.verdict == "same" else 1
+    return found[0], found[1], exact, source
 
 
 def _there(path: Any) -> bool:
@@ -97,7 +105,7 @@ def load(source: str, running: dict[str, Any]) -> Any:
     return load_model(source, **running)
 
 
-def _inputs(arguments: argparse.Namespace, files: dict[str, Any], model: Any, source: str) -> Any:
+def inputs_of(arguments: argparse.Namespace, files: dict[str, Any], model: Any, source: str) -> Any:
     """What is run: --inputs, else what a file was given, else texts that are drawn."""
     from ..numerics import live
 
@@ -153,7 +161,7 @@ def _invariance(arguments: argparse.Namespace) -> int:
     return 0 if result["verdict"] == "same" else 1
 
 
-def _show(result: Any) -> None:
+def show(result: Any) -> None:
     """A table for people that points at the first op that is wrong; layers in which all is well are a line each."""
     try:
         from rich.markup import escape

@@ -135,6 +135,18 @@ def compare(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Co
     Without a model nothing can be run again, and an op is held to the error of all before it. Raises Error where the traces have
     no call or no name in common.
     """
+    result = begun(reference, candidate, model)
+    if result.first is not None:
+        return result
+    pairs = list(zip(reference.calls, candidate.calls, strict=False))
+    exact = None if model is None else transplant.exact_of(model)
+    for index, (left, right) in enumerate(pairs):
+        result.ops += _call(index, left, right, reference, candidate, exact, result.notes)
+    return ended(result, reference, candidate)
+
+
+def begun(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Comparison:
+    """How inputs, configuration and weights differ; `first` is an input's name where that forbids to compare what passed."""
     if not reference.calls or not candidate.calls:
         empty = candidate if reference.calls else reference
         raise Error(f"{empty.where} holds no call: call the model inside the trace before it is saved")
@@ -150,10 +162,11 @@ def compare(reference: TraceFile, candidate: TraceFile, model: Any = None) -> Co
     if any(name.startswith(NAMED) for name in result.inputs):
         result.first = next(name for name in result.inputs if name.startswith(NAMED))
         result.notes.append("The inputs differ, so what passed was not compared.")
-        return result
-    exact = None if model is None else transplant.exact_of(model)
-    for index, (left, right) in enumerate(pairs):
-        result.ops += _call(index, left, right, reference, candidate, exact, result.notes)
+    return result
+
+
+def ended(result: Comparison, reference: TraceFile, candidate: TraceFile) -> Comparison:
+    """The same with the first that is wrong, once the ops are known; raises Error where there are none."""
     unfit = [note for note in result.notes if "shapes are" in note]
     if not result.ops and unfit:
         raise Error(f"{candidate.where} is of another model than {reference.where}: {unfit[0]}")
