@@ -205,6 +205,19 @@ def test_what_is_not_read_is_named(files: Files, told: str, tmp_path: Path) -> N
         load_tokenizer(write(tmp_path, files))
 
 
+@pytest.mark.parametrize(
+    ("name", "between", "types"),
+    [("vocab.txt", 1, [0, 1]), ("sentencepiece, XLM-RoBERTa", 2, [0, 0]), ("sentencepiece, CamemBERT", 2, [0, 0])],
+)
+def test_a_pair_of_texts_has_its_ends_between_them(name: str, between: int, types: list[int], tmp_path: Path) -> None:
+    """As transformers 4.57's BertConverter, XLMRobertaConverter and CamembertConverter have it."""
+    tokenizer = load_tokenizer(write(tmp_path, FOLDERS[name]()))
+    first, second = (tokenizer.encode(text).ids for text in ("the cat", "sits"))
+    pair = tokenizer.encode("the cat", "sits")
+    assert pair.ids == first + [first[-1]] * (between - 1) + second[1:]
+    assert pair.type_ids == [types[0]] * (len(first) + between - 1) + [types[1]] * (len(second) - 1)
+
+
 def test_a_sentencepiece_model_of_another_name(tmp_path: Path) -> None:
     first = load_tokenizer(write(tmp_path / "a", {"sentencepiece.bpe.model": sentencepiece()} | XLM))
     second = load_tokenizer(write(tmp_path / "b", {"spiece.model": sentencepiece()} | XLM))

@@ -164,8 +164,9 @@ def _word_piece(tokenizers: Any, path: Path, settings: Mapping[str, Any], tokens
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     separator, first = _with_ids(tokens, vocabulary, _ends(tokens))
-    template = f"{first[0]}:0 $A:0 {separator[0]}:0"
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(template, special_tokens=[first, separator])
+    one = f"{first[0]}:0 $A:0 {separator[0]}:0"
+    pair = f"{one} $B:1 {separator[0]}:1"
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(one, pair, [first, separator])
     return tokenizer
 
 
@@ -209,7 +210,7 @@ def _unigram(tokenizers: Any, path: Path, kind: str, tokens: Tokens) -> Any:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
     ends = _with_ids(tokens, {text: number for number, (text, _) in enumerate(vocabulary)}, ("<s>", "</s>"))
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", ends)
     return tokenizer
 
 

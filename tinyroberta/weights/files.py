@@ -31,20 +31,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises Error where the file is missing, larger than 64 MiB, a Git LFS pointer, or holds anything but one JSON object.
     """
+    content = read_json_value(path)
+    if not isinstance(content, dict):
+        raise Error(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def read_json_value(path: Path) -> Any:
+    """What a file of JSON holds, whatever it is; raises Error as read_json."""
     refuse_pointer(path)
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise Error(f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no JSON file of a checkpoint is")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad puts a mark first
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad puts a mark first
     except OSError as error:
         raise Error(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, Error):
             raise
         raise Error(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise Error(f"{path} holds a JSON {type(content).__name__}, not an object")
-    return content
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
