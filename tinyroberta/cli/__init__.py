@@ -9,7 +9,7 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import answer, choose, classify, convert, embed, fill_mask, generate, info, inspect, rerank, tag, warmup
+from . import answer, choose, classify, convert, embed, fill_mask, generate, info, inspect, rerank, serve, tag, warmup
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
@@ -20,6 +20,7 @@ COMMANDS = {
     "answer": (answer, "where a text answers a question"),
     "choose": (choose, "which of several texts goes on best"),
     "generate": (generate, "how a text goes on"),
+    "serve": (serve, "a model behind HTTP, for the clients of text-embeddings-inference and OpenAI"),
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
     "info": (info, "say what runs on this machine"),
