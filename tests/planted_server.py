@@ -2,7 +2,7 @@
 
     python tests/planted_server.py '{"max_concurrent_requests": 4}'    # Settings, and "slow": seconds of a pass
 
-A text that holds "plant a failure" raises; the passes of one that holds "plant a delay" take a second.
+A text that holds "plant a failure" raises; the passes of one that holds "plant a delay" take 0.4 seconds.
 """
 
 import json
@@ -30,7 +30,7 @@ def main() -> None:
         texts = " ".join(decode(window.ids) for window in windows)
         if FAILURE in texts:
             raise RuntimeError(MESSAGE)
-        time.sleep(slow + (DELAY in texts))
+        time.sleep(slow + 0.4 * (DELAY in texts))
         return real(windows)
 
     served.forward = forward  # type: ignore[method-assign]
