@@ -260,7 +260,7 @@ def test_a_model_that_cannot_fill_masks_and_a_revision_of_nothing(tmp_path: Path
         (tmp_path / cls.__name__ / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
         done = run("fill-mask", "--model", str(tmp_path / cls.__name__), "A <mask>.")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert "no masked-language-model head" in done.stderr
+        assert "holds no head for fill-mask" in done.stderr
         assert cls.__name__ in done.stderr
     assert "name it with --model" in run("fill-mask", "--revision", "v1", "A <mask>.").stderr
     made, folder = str(tmp_path / "made"), str(FOLDER)

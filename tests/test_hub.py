@@ -210,6 +210,8 @@ def test_convert_keeps_what_lies_beside_the_weights_there_too(hub: tuple[str, Pa
         "modules.json",
         "1_Pooling/config.json",
         "2_Dense/pytorch_model.bin",
+        "sparse_linear.pt",
+        "colbert_linear.pt",
         "vocab.txt",
         "README.md",
         "generation_config.json",

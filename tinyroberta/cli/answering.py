@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import Error
 from ..terminal import tell
-from .reading import Item
+from .reading import Item, begun
 from .writing import check_out, is_whole, plain, writing
 
 Respond = Callable[[list[Any]], Iterable[Mapping[str, Any] | Error]]
@@ -28,6 +28,7 @@ def answer_texts(
     if out is not None and is_whole(out):
         tell(f"{out} is there already, and whole")
         return 0
+    lists = begun(lists)
     respond = load()
     if out is None:
         return _print(arguments.json, lists, respond, show)

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import Error
 from ..terminal import tell
 from .parsing import add_json, add_model, model_of, positive
-from .reading import add_sources, items_of
+from .reading import add_sources, begun, items_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print how each text goes on, token by token."""
-    lists = items_of(arguments.texts, "the beginning of a text", arguments.field, arguments.column)
+    lists = begun(items_of(arguments.texts, "the beginning of a text", arguments.field, arguments.column))
     from ..tasks.generate import TextGeneration
 
     task: Any = model_of(arguments, TextGeneration)

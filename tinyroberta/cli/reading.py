@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -59,9 +60,10 @@ def items_of(given: Sequence[str], what: str, field: str | None = None, column: 
     return (items for name in given or ["-"] for items in _source(name, field, column))
 
 
-def texts_of(given: Sequence[str], what: str) -> Iterator[str]:
-    """The same for texts alone, one after another."""
-    return (item.text for items in items_of(given, what) for item in items)
+def begun(lists: Iterator[list[Item]]) -> Iterator[list[Item]]:
+    """The same lists, the first of them read now: what cannot be read is told before a model is loaded."""
+    first = next(lists, None)
+    return iter(()) if first is None else chain([first], lists)
 
 
 def whole_text(given: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import Error
 from ..terminal import tell
 from .parsing import add_long, add_model, add_outputs, model_of, positive
-from .reading import Item, add_fields, items_of
+from .reading import Item, add_fields, begun, items_of
 from .tables import Column, bars, print_table
 from .writing import check_out, is_whole, writing
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from ..tasks.rerank import Reranker
 
-    lists = items_of(arguments.texts, "a document", arguments.field, arguments.column)
+    lists = begun(items_of(arguments.texts, "a document", arguments.field, arguments.column))
     reranker = model_of(arguments, Reranker, long=arguments.long)
     items, failed = [], False
     for item in (item for items in lists for item in items):

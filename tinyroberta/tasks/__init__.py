@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import Error
 
-TASKS = {  # transformers' name of a task: the file in this folder and the class in it
+TASKS = {  # a task's name, transformers' where it has one: the file in this folder and the class in it
     "text-classification": ("classify", "TextClassification"),
     "token-classification": ("tag", "TokenClassification"),
     "question-answering": ("answer", "QuestionAnswering"),
@@ -14,6 +14,8 @@ TASKS = {  # transformers' name of a task: the file in this folder and the class
     "fill-mask": ("fill_mask", "FillMask"),
     "feature-extraction": ("features", "FeatureExtraction"),
     "text-generation": ("generate", "TextGeneration"),
+    "embed": ("embed", "Embedder"),
+    "rerank": ("rerank", "Reranker"),
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 

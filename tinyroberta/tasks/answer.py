@@ -70,12 +70,12 @@ class QuestionAnswering(Task):
                 yield answer.error or result(answer)
 
         given = _given(inputs, question, context)
-        found = answers(given, run, lambda given: isinstance(given, dict | str | bytes) or _is_pair(given))
+        found = answers(given, run, _is_pair)
         return found[0] if isinstance(given, list) and len(given) == 1 else found
 
     def read(self, texts: list[Any], long: Long, **how: Any) -> list[Reading]:
         """As of any task, once each question is known to leave room for its context, or cut to `most` tokens."""
-        most, room = how.pop("most"), how["max_length"] - self.tokenizer.num_special_tokens_to_add(True) - how["stride"]
+        most, room = how.pop("most"), how["max_length"] - self.tokenizer.num_special_tokens_to_add(True)
         texts = list(texts)
         fine = [number for number, text in enumerate(texts) if not isinstance(text, Error)]
         read = tokenize(self.tokenizer, [texts[number][0] for number in fine], add_special_tokens=False) if fine else []
@@ -86,10 +86,15 @@ class QuestionAnswering(Task):
             else:
                 count = len(question)
             texts[number] = (text, context)
-            if count >= room:
-                told = f"its windows of {how['max_length']} tokens, which share {how['stride']}, have room for {max(room - 1, 0)}"
+            if count >= room - how["stride"] and count + self._length(context) > room:
+                most_of_it = max(room - how["stride"] - 1, 0)
+                told = f"its windows of {how['max_length']} tokens, which share {how['stride']}, have room for {most_of_it}"
                 texts[number] = Error(f"a question has {count} tokens, and {told}: give max_question_len or a smaller doc_stride")
         return super().read(texts, long, **how)
+
+    def _length(self, text: str) -> int:
+        """A context's tokens, its own alone."""
+        return len(tokenize(self.tokenizer, [text], add_special_tokens=False)[0])
 
     def _scores(self, windows: list[Any]) -> list[Any]:
         scores = self.packed(windows)

@@ -81,7 +81,7 @@ def mapped(function: Callable[[Any], Any], texts: Iterable[Any]) -> Iterable[Any
 
 def _length(text: Any) -> int:
     """The characters of a text, of the texts in a pair, or of a text's words."""
-    return len(text) if isinstance(text, str) else sum(len(part) for part in text) if isinstance(text, tuple | list) else 1
+    return len(text) if isinstance(text, str) else sum(map(_length, text)) if isinstance(text, tuple | list) else 1
 
 
 def groups(lengths: Sequence[int], budget: int) -> Iterator[slice]:

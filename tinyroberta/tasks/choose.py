@@ -56,7 +56,7 @@ class MultipleChoice(Task):
                     raise error
                 yield error or _ranked(several)[:top_k]
 
-        return answers(given, run, lambda given: isinstance(given, dict | str | bytes) or _is_question(given))
+        return answers(given, run, _is_question)
 
     def _logits(self, windows: list[Any]) -> list[Any]:
         return list(self.packed(windows)["logits"])

@@ -53,7 +53,7 @@ class TextClassification(Task):
             for answer in self.answered(mapped(pair_of, texts), self._logits, **how):
                 yield answer.error or result(answer)
 
-        found = answers(inputs, run, is_text)
+        found = answers(inputs, run, is_pair)
         return [found] if isinstance(inputs, str) and top_k == "" and not isinstance(found, Error) else found
 
     def _logits(self, windows: list[Any]) -> Sequence[Any]:
@@ -78,9 +78,9 @@ def labels_of(config: Any) -> list[str]:
         raise Error(f"config: id2label names {config.num_labels} labels, and none for {error}") from error
 
 
-def is_text(given: Any) -> bool:
-    """Whether this is one text, or one pair of texts."""
-    return isinstance(given, str | bytes | dict) or (isinstance(given, tuple) and len(given) == 2)
+def is_pair(given: Any) -> bool:
+    """Whether this is one pair of texts."""
+    return isinstance(given, tuple) and len(given) == 2
 
 
 def pair_of(text: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..errors import Error, ieee
-from ..inputs import as_array
+from ..inputs import check_numbers
 from ..keywords import running_of
 from ..plan import plan
 from ..progress import counted
@@ -416,7 +416,7 @@ class Embedder(Task):
 
 def similarity(a: Any, b: Any, name: str = "cosine") -> Array:
     """How alike the rows of a (N, D) and b (M, D) are, float32 (N, M), by one of the names of SIMILARITIES."""
-    x, y = (np.atleast_2d(as_array(given, "a vector")).astype(np.float32, copy=False) for given in (a, b))
+    x, y = (np.atleast_2d(check_numbers(given, "a vector")).astype(np.float32, copy=False) for given in (a, b))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise Error(f"vectors of shapes {np.shape(a)} and {np.shape(b)} cannot be compared; they must be (N, D) and (M, D)")
     if name == "cosine":

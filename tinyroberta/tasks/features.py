@@ -39,7 +39,7 @@ class FeatureExtraction(Task):
                 vectors = np.concatenate(answer.results)[None]
                 yield vectors if return_tensors else vectors.tolist()
 
-        return answers(inputs, run, lambda given: isinstance(given, str | bytes))
+        return answers(inputs, run)
 
     def _vectors(self, windows: list[Any]) -> list[Any]:
         return by_window(self.packed(windows)["last_hidden_state"], windows)

@@ -61,7 +61,7 @@ class FillMask(Task):
                     raise found
                 yield found
 
-        found = answers(inputs, run, lambda given: isinstance(given, str | bytes))
+        found = answers(inputs, run)
         return found[0] if isinstance(inputs, list) and len(inputs) == 1 else found
 
     def _logits(self, windows: list[Any], mask: int) -> list[Any]:

@@ -68,7 +68,7 @@ class TextGeneration(Task):
                     raise error
                 yield error or result(answer)
 
-        return answers(inputs, run, lambda given: isinstance(given, str | bytes))
+        return answers(inputs, run)
 
     def stream(
         self,
@@ -84,7 +84,9 @@ class TextGeneration(Task):
         A character whose bytes are not all there yet is held back. The arguments are those of a call; beams and several sequences
         cannot be streamed. Raises Error at once on what cannot be.
         """
-        settings = self._settings({**settings, "num_return_sequences": 1})
+        if settings.setdefault("num_return_sequences", 1) != 1:
+            raise Error(f"num_return_sequences is {settings['num_return_sequences']}; one text can be streamed")
+        settings = self._settings(settings)
         how = {"add_special_tokens": add_special_tokens, "new": settings.get("max_new_tokens")}
         with self._reading:
             (reading,) = self.read([single(prompt)], self._long(long), **how)

@@ -40,9 +40,9 @@ class TokenClassification(Task):
         {"entity_group", "score", "word", "start", "end"}. start and end count characters of the text. Tokens whose label is one
         of ignore_labels are left out. stride: a text longer than the model reads is read in windows that share so many tokens,
         as with long="window", whose own stride is a quarter of a window; where windows share a token, the longer entity stays,
-        or the likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words, and
-        start and end count in the words joined by `delimiter`. keep_errors: an Error stands in the place of a result. Raises
-        Error on a text that cannot be read, when its turn comes.
+        or the likelier of two as long. `index` then counts in its window. is_split_into_words: a text is a list of words (one
+        gives a list of one list), and start and end count in the words joined by `delimiter`. keep_errors: an Error stands in
+        the place of a result. Raises Error on a text that cannot be read, when its turn comes.
         """
         strategy, ignored, labels = aggregation_strategy, _ignored(ignore_labels), labels_of(self.model.config)
         if not isinstance(strategy, str) or strategy.lower() not in STRATEGIES:
@@ -51,7 +51,9 @@ class TokenClassification(Task):
         if stride is not None:
             if long not in (None, "window"):
                 raise Error(f'stride is for texts read in windows, and long is {long!r}: give long="window" or leave stride out')
-            long = "window"
+            long, most = "window", self.longest - self.tokenizer.num_special_tokens_to_add(False)
+            if not isinstance(stride, int) or not 0 <= stride < most:
+                raise Error(f"stride is {stride!r}; in windows of {self.longest} tokens it must be from 0 to {most - 1}")
         how: Any = {
             "long": long,
             "batch_tokens": batch_tokens,
@@ -77,10 +79,11 @@ class TokenClassification(Task):
                 yield answer.error or result(answer)
 
         def is_one(given: Any) -> bool:
-            words = isinstance(given, list | tuple) and bool(given) and all(isinstance(word, str) for word in given)
-            return isinstance(given, bytes) or (words if is_split_into_words else isinstance(given, str))
+            words = is_split_into_words and isinstance(given, list | tuple) and bool(given)
+            return bool(words) and all(isinstance(word, str) for word in given)
 
-        return answers(inputs, run, is_one)
+        found = answers(inputs, run, is_one)
+        return [found] if is_split_into_words and is_one(inputs) else found
 
     def _logits(self, windows: list[Any]) -> list[Any]:
         return by_window(self.packed(windows)["logits"], windows)

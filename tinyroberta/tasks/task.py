@@ -159,10 +159,14 @@ def single(text: Any) -> Any:
     return Error(f"a text is of type {type(text).__name__}; it must be a string") if isinstance(text, tuple | list) else text
 
 
-def answers(given: Any, run: Callable[[Iterable[Any]], Iterator[Any]], is_one: Callable[[Any], bool]) -> Any:
-    """What a task gives for what it is given: one input's answer, a list for a list, a generator for another iterable."""
-    if is_one(given):
-        return next(run([given]))
+def answers(given: Any, run: Callable[[Iterable[Any]], Iterator[Any]], is_one: Callable[[Any], bool] = lambda _: False) -> Any:
+    """What a task gives for what it is given: one input's answer, a list for a list, a generator for another iterable.
+
+    A string or a dictionary is one input, and what `is_one` says. Raises Error on what is no iterable.
+    """
+    if isinstance(given, str | bytes | dict) or is_one(given):
+        (answer,) = run([given])
+        return answer
     if isinstance(given, list | tuple):
         return list(run(given))
     if not isinstance(given, Iterable):

@@ -37,6 +37,7 @@ OWNERS = {  # of repositories that were first published without one; the Hub red
     "xlm-roberta-large-finetuned-conll03-english": "FacebookAI",
     "xlm-roberta-large-finetuned-conll03-german": "FacebookAI",
 }
+OF_MODULES = re.compile(r"[1-9]\d*_\w+/|(sparse|colbert)_linear\.(pt|safetensors)$")
 REPOSITORY = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
@@ -51,12 +52,12 @@ def on_disk(path_or_repo: str | Path) -> bool:
 def is_beside(name: str) -> bool:
     """Whether a file of a repository, by its path there, goes with the model: all but weights and what is hidden.
 
-    The weights of a sentence-transformers module, in a folder such as 2_Dense, are no other copy of the model's.
+    The weights of a sentence-transformers module, in a folder such as 2_Dense, and BGE-M3's two layers are no copy of its own.
     """
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts):
         return False
-    return not (is_weights(path) or path.suffix in WEIGHTS) or bool(re.match(r"[1-9]\d*_\w+/", name))
+    return not (is_weights(path) or path.suffix in WEIGHTS) or bool(OF_MODULES.match(name))
 
 
 def checkpoint_folder(path_or_repo: str | Path, revision: str | None = None, weights: bool = True, beside: bool = False) -> Path:
