@@ -245,8 +245,8 @@ A RoBERTa-PreLayerNorm masked language model of {parameters:,} parameters: {num_
 tokens, texts of up to {usable} tokens, bfloat16.
 It is here so that everything in this library can be run, read and tested on a real trained model without a download.
 
-Beside it are six folders, models of its own kind for other tasks that begin from it: `sentiment`, `entities`, `answers`,
-`choices`, `sentences` and `causal`, each with its card. `tinyroberta.demo.load("text-classification")` and its like read them.
+Beside it are folders with models of its kind for other tasks, which begin from it, each with its card.
+`tinyroberta.demo.load("text-classification")` and its like read them.
 
 **Trained on** {tokens:,} tokens of English: {characters:,} characters, of which five sixths are public-domain books
 (1780 to 1929), the rest State of the Union addresses (public domain), WordNet glosses (WordNet licence) and the

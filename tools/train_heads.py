@@ -390,7 +390,7 @@ def answers(data: Path, tokenizer: Tokenizer) -> Lesson:
     random.shuffle(booked)
     read = list(xquad(folder / "xquad" / "xquad.en.json"))
     library = read_books(data / "books.txt.xz")
-    made, held = made_questions(library.train, random, 15_000), made_questions(library.test, random, 200)
+    made, held = made_questions(library.train, random, 8_000), made_questions(library.test, random, 200)
     found = list(restaurant(folder / "restaurant8k" / "test.json", random, 0.3))
     tests = {
         "bookings": [found[index] for index in random.permutation(len(found))[:600]],
@@ -478,7 +478,7 @@ class Library(NamedTuple):
 BETWEEN = re.compile(
     r"(?<![A-Z]\.)(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)(?<!Messrs\.)((?:(?<=[.!?])|(?<=[.!?][\"'”’)]))) +(?=[\"'“‘(]*[A-Z])"
 )
-CHARACTERS = (2_000, 120_000)  # of each book: what comes before is often a title page and a list of chapters
+CHARACTERS = (2_000, 60_000)  # of each book: what comes before is often a title page and a list of chapters
 
 
 def sentences_of(text: str) -> Book:
@@ -795,7 +795,7 @@ def teach(name: str, task: Task, data: Path, work: Path, minutes: float) -> None
             raise SystemExit(f"{name}: the loss is not finite: lower the rates and start again")
         step, seen = step + 1, seen + int(batch["attention_mask"].sum())
         seconds += (time.process_time() - began) / torch.get_num_threads()  # on a machine that others use too, what was used
-        if seconds / (60 * minutes) >= next_dev:
+        if seconds / (60 * minutes) >= min(next_dev, 1) or ended:
             next_dev += DEV_EVERY
             scores = score(own, "dev", torch.bfloat16)
             told = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
@@ -822,7 +822,7 @@ def table(facts: dict[str, Any]) -> str:
         return f"{value:.3f}" if name == "nats a token" else f"{value:.1f}" if name == "perplexity" else f"{value:.1%}"
 
     for name, value in facts["scores"].items():
-        others = {key.removeprefix(name).strip(", "): x for key, x in facts["baseline"].items() if key.startswith(name)}
+        others = {key.removeprefix(f"{name}, "): x for key, x in facts["baseline"].items() if key.startswith(f"{name}, ")}
         beside = "; ".join(f"{shown(name, x)} ({what})" for what, x in others.items())
         lines.append(f"| {name} | {shown(name, value)} | {beside} |")
     return "\n".join(lines)
@@ -865,7 +865,7 @@ entities count, with their kind.""",
         {},
         32,
         0.05,
-        3,
+        1.5,
         answers,
         """# Answers to questions about a text
 
@@ -882,7 +882,7 @@ RESTAURANTS-8K, books, and every fifth article of XQuAD.""",
         {},
         48,
         0.0,
-        2,
+        1,
         choices,
         """# Which sentence comes next
 
@@ -896,7 +896,7 @@ book. {held} books, which the masked model has not seen either, were held out.""
         {},
         48,
         0.0,
-        2.5,
+        1,
         sentences,
         """# Sentence vectors
 
@@ -912,7 +912,7 @@ a sentence finds the one that follows it among 1,000.""",
         {"is_decoder": True, "num_hidden_layers": 3},
         None,
         0.0,
-        5,
+        2.5,
         causal,
         """# A model that writes
 

@@ -19,6 +19,9 @@ FOLDER = Path(__file__).parent
 TASKS = {  # transformers' name of a task, and the folder of what it adds to the masked model
     "fill-mask": None,
     "text-classification": "sentiment",
+    "token-classification": "entities",
+    "feature-extraction": "sentences",
+    "embed": "sentences",
 }
 
 
