@@ -13,6 +13,7 @@ from typing import Any
 
 from tinyroberta.serve import process
 from tinyroberta.serve.app import Server, Settings
+from tinyroberta.serve.explore import Explorer
 from tinyroberta.serve.kinds import open_served
 
 FAILURE, DELAY = "plant a failure", "plant a delay"
@@ -37,7 +38,7 @@ def main() -> None:
     assert set(given) <= {field.name for field in fields(Settings)}
     listener = process.listen("127.0.0.1", 0)
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    process.run(Server(served, Settings(**{"max_batch_tokens": 1, **given})), listener)
+    process.run(Server(served, Settings(**{"max_batch_tokens": 1, **given}), Explorer()), listener)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from embed_folders import laid_over
 
-from tinyroberta import demo
 from tinyroberta.tasks.classify import TextClassification
 from tinyroberta.tasks.embed import Embedder
 from tinyroberta.tasks.rerank import Reranker
@@ -42,7 +41,7 @@ def server() -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder.from_pretrained(demo.FOLDER)
+    return Embedder.from_pretrained()
 
 
 def float32(found: Any) -> Any:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyroberta import demo
 from tinyroberta.tasks.embed import Embedder
 
 pytest.importorskip("tokenizers")
@@ -32,7 +31,7 @@ REFUSED_WITHIN = 0.1  # seconds
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder.from_pretrained(demo.FOLDER, backend="numpy", batch_tokens=1)
+    return Embedder.from_pretrained(backend="numpy", batch_tokens=1)
 
 
 def head(length: int | str, path: str = "/embed") -> bytes:

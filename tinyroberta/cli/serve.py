@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ..serve.process import listen, run
     except ImportError as error:
         raise Error(f"serving needs {error.name}: pip install 'tinyroberta[serve]'") from error
+    from ..serve.explore import Explorer
     from ..serve.kinds import budget_of, open_served
 
     key = arguments.api_key if arguments.api_key is not None else os.environ.get("TINYROBERTA_API_KEY")
@@ -64,10 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     listener = listen(arguments.host, arguments.port)
     running = {name: getattr(arguments, name) for name in ("backend", "reproducible", "threads")}
     served = open_served(arguments.model, arguments.revision, matmul_precision=arguments.precision, **running)
+    explorer = Explorer(arguments.model, arguments.revision, matmul_precision=arguments.precision, **running)
     given = {name: getattr(arguments, name) for name in LIMITS if getattr(arguments, name) is not None}
     settings = Settings(api_key=key, auto_truncate=arguments.auto_truncate, **{"max_batch_tokens": budget_of(served)} | given)
     served.warm()
     host, number = listener.getsockname()[:2]
     print(f"serving {served.name} ({served.kind}) on http://{f'[{host}]' if ':' in host else host}:{number}", flush=True)
-    run(Server(served, settings), listener)
+    run(Server(served, settings, explorer), listener)
     return 0

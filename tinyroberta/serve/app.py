@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from .. import __version__
 from ..terminal import tell
 from .contracts import ROUTES, Body, Limits, Plan, Refused, model_type, written
+from .explore import PAGE, Explorer
 from .kinds import Served
 from .metrics import Metrics
 from .packing import Full, Worker
@@ -31,6 +32,13 @@ from .packing import Full, Worker
 LINGER_BYTES, LINGER_SECONDS = 16 << 20, 2.0  # of a refused body that are read and dropped, so that its sender reads the answer
 BODIES = 64  # how many bodies of the greatest size may be in memory at once
 SMALL = 1 << 16  # bytes of JSON that are parsed where they arrive; more would keep the others waiting
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
 GONE = 499  # nginx's status for a client that did not wait
 
 
@@ -79,8 +87,9 @@ def error_body(path: str, kind: str, told: str, status: int) -> bytes:
 class Server:
     """A served checkpoint, its worker, and what is under way."""
 
-    def __init__(self, served: Served, settings: Settings) -> None:
+    def __init__(self, served: Served, settings: Settings, explorer: Explorer) -> None:
         self.served, self.settings, self.metrics = served, settings, Metrics()
+        self.posts = {**ROUTES, **explorer.routes()}
         self.worker = Worker(served.forward, settings.max_batch_tokens, settings.max_queue_tokens, self.metrics)
         self.limits = Limits(settings.max_client_batch_size, settings.auto_truncate)
         self.threads = ThreadPoolExecutor(4, "requests")
@@ -90,6 +99,7 @@ class Server:
     def app(self) -> Starlette:
         """The server as an ASGI application."""
         gets = {
+            "/": self.page,
             "/health": self.health,
             "/ping": self.health,
             "/info": self.info,
@@ -97,7 +107,7 @@ class Server:
             "/v1/models": self.models,
         }
         routes = [Route(path, self.guarded(answer), methods=["GET"]) for path, answer in gets.items()]
-        routes += [Route(path, self.guarded(self.posted), methods=["POST"]) for path in ROUTES]
+        routes += [Route(path, self.guarded(self.posted), methods=["POST"]) for path in self.posts]
         return Starlette(routes=routes, exception_handlers={HTTPException: self.unknown}, lifespan=self.lifespan)
 
     @asynccontextmanager
@@ -148,7 +158,7 @@ class Server:
     def check_key(self, request: Request, path: str) -> None:
         """Raise Refused where a key is asked for and not given."""
         key = self.settings.api_key
-        if key is None or path in ("/health", "/ping"):
+        if key is None or path in ("/health", "/ping") or (path == "/" and request.method != "POST"):
             return
         given = request.headers.get("authorization", "")
         if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {key}".encode()):
@@ -185,6 +195,10 @@ class Server:
         }
         return Response(written(told), media_type="application/json")
 
+    async def page(self, _: Request) -> Response:
+        """The page that explores a model; it holds nothing of it, and asks for a key where one is needed."""
+        return Response(PAGE.read_bytes(), headers=PAGE_HEADERS, media_type="text/html")
+
     async def models(self, _: Request) -> Response:
         """OpenAI's list of models, of one."""
         entry = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "tinyroberta"}
@@ -203,7 +217,7 @@ class Server:
 
     async def posted(self, request: Request) -> Response:
         """The answer to a request with a body."""
-        make = ROUTES[request.scope["route"].path]
+        make = self.posts[request.scope["route"].path]
         self.check_room()
         size = [0]
         try:

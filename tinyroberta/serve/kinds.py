@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import demo
 from ..errors import Error, ieee
 from ..keywords import running_of
 from ..tasks.classify import TextClassification
@@ -123,7 +122,7 @@ def open_served(path_or_repo: str | Path | None, revision: str | None = None, **
     reranker, several a classifier. running: load's keywords. Raises Error as the tasks' from_pretrained.
     """
     if path_or_repo is None:
-        return Served(Embedder.from_pretrained(demo.FOLDER, revision=revision, **running), "embedding", EMBEDDED)
+        return Served(Embedder.from_pretrained(None, revision=revision, **running), "embedding", EMBEDDED)
     running = running_of(running, on_disk(path_or_repo))
     folder = checkpoint_folder(path_or_repo, revision, beside=True)
     name = Path(path_or_repo).resolve().name if on_disk(path_or_repo) else str(path_or_repo)
