@@ -167,13 +167,15 @@ def test_a_text_has_the_same_bits_whoever_else_asks(server: Process, embedder: E
     alone = [[embedder.encode(text, normalize=True) for text in texts] for texts in requests]
     before = server.metric("te_batch_next_size_count"), server.metric("te_batch_next_size_sum")
     with ThreadPoolExecutor(20) as clients:
+        cut = [clients.submit(server.ask, "/embed", {"inputs": "sea " * 500, "truncate": True}) for _ in range(10)]
         found = list(clients.map(lambda texts: server.ask("/embed", {"inputs": texts})[2], requests))
+    assert all(future.result()[:1] == (200,) and future.result()[2] == cut[0].result()[2] for future in cut)
     for vectors, expected in zip(found, alone, strict=True):
         assert np.array_equal(float32(vectors), expected)
     passes = server.metric("te_batch_next_size_count") - before[0]
     texts = server.metric("te_batch_next_size_sum") - before[1]
-    assert texts == sum(map(len, requests))
-    assert passes < len(requests)  # or nothing was tested: several requests shared a pass
+    assert texts == sum(map(len, requests)) + len(cut)
+    assert passes < len(requests) + len(cut)  # or nothing was tested: several requests shared a pass
 
 
 # What is refused
@@ -205,6 +207,8 @@ def test_a_text_has_the_same_bits_whoever_else_asks(server: Process, embedder: E
         ("/tokenize", b'{"inputs": "half \\ud800"}', 422, "Tokenizer"),
         ("/embed", {"inputs": "sea " * 1000}, 413, "Validation"),
         ("/embed", {"inputs": ["a"] * 2049}, 413, "Validation"),
+        ("/embed", {"inputs": ["sea " * 250] * 1100}, 413, "Validation"),
+        ("/embed_all", {"inputs": ["sea " * 250] * 150}, 413, "Validation"),
         ("/decode", {"ids": []}, 400, "Empty"),
         ("/decode", {"ids": [[1], 2]}, 422, "Validation"),
         ("/similarity", {"inputs": "a"}, 422, "Validation"),

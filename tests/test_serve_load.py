@@ -87,6 +87,9 @@ def test_past_its_capacity_some_are_refused_at_once_and_the_others_answered_righ
             start = time.perf_counter()
             assert server.ask("/embed", {"inputs": "one more"})[0] == 429
             times.append(time.perf_counter() - start)
+        with connected(server) as client:
+            client.sendall(head(1000))  # and no body
+            assert status_of(client) == 429
         assert statistics.median(times) < REFUSED_WITHIN, times
         assert server.ask("/health")[0] == 200
         assert [future.result()[0] for future in held] == [200] * 4
@@ -94,12 +97,14 @@ def test_past_its_capacity_some_are_refused_at_once_and_the_others_answered_righ
 
 
 def test_tokens_that_wait_are_bounded_and_so_is_the_time() -> None:
-    with planted(max_queue_tokens=20, request_seconds=0.2) as server, ThreadPoolExecutor(4) as clients:
+    with planted(max_queue_tokens=34, request_seconds=0.2) as server, ThreadPoolExecutor(4) as clients:
         late = clients.submit(server.ask, "/embed", {"inputs": DELAY})
         under_way(server, 1)
         behind = clients.submit(server.ask, "/embed", {"inputs": "sea " * 30})
         under_way(server, 2)
         assert server.ask("/embed", {"inputs": "one more"})[0] == 429
+        status, _, answer = server.ask("/embed", {"inputs": ["sea"] * 30})
+        assert (status, answer["error_type"]) == (413, "Validation")
         for future in (late, behind):
             status, headers, answer = future.result()
             assert (status, answer["error_type"]) == (503, "Overloaded")

@@ -12,7 +12,7 @@ LIMITS = {
     "max_client_batch_size": "texts of a request (2048)",
     "max_concurrent_requests": "under way at once; one more gets 429 (512)",
     "max_batch_tokens": "through the model together (1024; 16384 on a GPU)",
-    "max_queue_tokens": "that wait for the model; more get 429 (262144)",
+    "max_queue_tokens": "of a request, and of all that wait for the model; more get 429 (262144)",
     "body_seconds": "for a request's body to arrive (20)",
     "request_seconds": "for a request's answer (120)",
 }

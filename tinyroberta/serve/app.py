@@ -5,12 +5,12 @@ made a Plan in a thread, put into the model's queue, and answered when that is d
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class Server:
         routes += [Route(path, self.guarded(self.posted), methods=["POST"]) for path in self.posts]
         return Starlette(routes=routes, exception_handlers={HTTPException: self.unknown}, lifespan=self.lifespan)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """What ends with the server: the worker, when it has done what it accepted."""
         yield
@@ -132,7 +132,8 @@ class Server:
                 self.metrics.count("te_request_failure", 'err="Gone"')
                 return Response(status_code=GONE)
             except Exception as error:
-                tell(f"{path} failed: {type(error).__name__}: {error}")
+                with contextlib.suppress(OSError, ValueError):  # who started the server may have closed what it says
+                    tell(f"{path} failed: {type(error).__name__}: {error}")
                 return self.refused(path, Refused("Backend", "Inference failed", 500))
             self.metrics.count("te_request_success", f'method="{path}"')
             self.metrics.observe("te_request_duration", time.perf_counter() - start)
@@ -274,6 +275,9 @@ class Server:
         found = None
         if plan.job is not None:
             self.metrics.observe("te_request_input_length", *map(len, plan.job.windows))
+            if plan.job.tokens > self.settings.max_queue_tokens:
+                told = f"the texts have {plan.job.tokens} tokens; a request may have {self.settings.max_queue_tokens}"
+                raise Refused("Validation", told)
             try:
                 self.worker.submit(plan.job)
             except Full as full:

@@ -18,10 +18,11 @@ from ..tasks.batches import Answered
 from ..tasks.classify import applied, labels_of
 from ..tasks.embed import Embedder, similarity
 from ..tasks.tokenizer import decode
-from .kinds import Served, TooLong, vectors
+from .kinds import Served, TooLong, encoded, vectors
 from .packing import Job
 
 STATUS = {"Empty": 400, "Validation": 413, "Tokenizer": 422, "Backend": 424, "Overloaded": 429, "Unhealthy": 503}
+NUMBERS = 1 << 23  # of an answer of /embed_all
 Body = Mapping[str, Any]
 
 
@@ -212,6 +213,9 @@ def embed_all(served: Served, body: Body, limits: Limits) -> Plan:
     embedder = embedder_of(served)
     texts = texts_of(body.get("inputs"), "inputs", limits, embedder.model.config.vocab_size)
     job = vector_job(served, texts, body, limits, ("tokens",), False)
+    if job.tokens * embedder.model.config.hidden_size > NUMBERS:
+        most = NUMBERS // embedder.model.config.hidden_size
+        raise Refused("Validation", f"the texts have {job.tokens} tokens; a request may ask for the states of {most}")
 
     def render(kept: Any) -> Iterator[bytes]:
         yield b"["
@@ -314,7 +318,7 @@ def tokenize(served: Served, body: Body, limits: Limits) -> Plan:
             raise malformed("`prompt_name` is none of this model's prompts")
         texts = [served.task.prompts[name] + text for text in texts]
     try:
-        encodings = served.encode(texts, add_special_tokens=special)
+        encodings = encoded(served.task.tokenizer, texts, add_special_tokens=special)
     except Error as error:
         raise Refused("Tokenizer", str(error)) from error
 

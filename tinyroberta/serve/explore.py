@@ -16,7 +16,7 @@ from ..backends.numpy import softmax
 from ..errors import Error, ieee
 from ..tap import trace
 from ..tasks.fill_mask import FillMask
-from ..tasks.tokenizer import decode, mask_token
+from ..tasks.tokenizer import decode, mask_token, tokenize
 from ..weights.checkpoint import read_config
 from ..weights.hub import checkpoint_folder
 from .contracts import Body, Limits, Plan, Refused, embedder_of, malformed, texts_of, vector_job, written
@@ -75,14 +75,13 @@ class Explorer:
         (text,) = texts_of(body.get("text"), "text", Limits(1))
         task = self.task
         try:
-            (windows,) = task.read([text], "error")
+            (window,) = tokenize(task.tokenizer, [text])
         except Error as error:
             raise Refused("Tokenizer", str(error)) from error
-        if isinstance(windows, Error):
-            raise Refused("Tokenizer", str(windows))
-        if len(windows[0]) > TOKENS:
-            raise Refused("Validation", f"the sentence has {len(windows[0])} tokens; at most {TOKENS} are shown")
-        return Plan(Job(finish=lambda _: looked_at(task, windows[0])), lambda found: [written(found)])
+        most = min(TOKENS, task.longest)
+        if len(window) > most:
+            raise Refused("Validation", f"the sentence has {len(window)} tokens; at most {most} are shown")
+        return Plan(Job(finish=lambda _: looked_at(task, window)), lambda found: [written(found)])
 
 
 def similar(served: Served, body: Body, limits: Limits) -> Plan:

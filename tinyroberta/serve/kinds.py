@@ -1,6 +1,5 @@
 """What a checkpoint can do, seen from its files: vectors of texts, scores of pairs, or labels."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Served:
         if isinstance(task, Embedder):
             self.longest = min(task.longest, task.max_seq_length)
         self.side: str = getattr(task.tokenizer, "truncation_side", "right")
-        self._reading = threading.Lock()  # the tokenizer holds how texts are cut
+        self.cutters = {side: cutter(task.tokenizer, self.longest, side) for side in ("left", "right")}
 
     @ieee
     def forward(self, windows: list[Any]) -> Sequence[Any]:
@@ -67,48 +66,22 @@ class Served:
         truncate cuts longer texts, on the side that is named, or that the tokenizer's files name. Raises Error on a text that is
         no Unicode or an id that the model lacks, and TooLong.
         """
-        windows: list[Any] = [Ids(text) if isinstance(text, list) else None for text in texts]
         for text in texts:
             for part in () if isinstance(text, list) else text if isinstance(text, tuple) else (text,):
                 check_text(part)
-        fine = [n for n, window in enumerate(windows) if window is None]
-        if fine:
-            for n, encoding in zip(fine, self.encode([texts[n] for n in fine]), strict=True):
-                windows[n] = encoding
-        long = [n for n, window in enumerate(windows) if len(window) > self.longest]
-        if long and not truncate:
-            told = f"text {long[0] + 1} has {len(windows[long[0]])} tokens; this model reads at most {self.longest}"
-            raise TooLong(f'{told}: shorten it, or send "truncate": true')
-        for n in long:
-            windows[n] = self._cut(texts[n], windows[n], side or self.side)
-        for window in windows:
+        end = side or self.side
+        strings = [text for text in texts if not isinstance(text, list)]
+        encodings = iter(encoded(self.cutters[end] if truncate else self.task.tokenizer, strings))
+        windows = [Ids(text) if isinstance(text, list) else next(encodings) for text in texts]
+        for n, window in enumerate(windows):
+            if len(window) > self.longest:
+                if not truncate:
+                    told = f"text {n + 1} has {len(window)} tokens; this model reads at most {self.longest}"
+                    raise TooLong(f'{told}: shorten it, or send "truncate": true')
+                window = windows[n] = Ids(window.ids[-self.longest :] if end == "left" else window.ids[: self.longest])
             if max(window.ids, default=0) >= self.task.model.config.vocab_size:
                 raise Error(f"an id is {max(window.ids)}; this model has {self.task.model.config.vocab_size} words")
         return windows
-
-    def encode(self, texts: Sequence[Any], **how: Any) -> list[Any]:
-        """Texts as encodings of any length."""
-        with self._reading:
-            return self._encoded(texts, **how)
-
-    def _cut(self, text: Any, window: Any, side: str) -> Any:
-        if isinstance(window, Ids):
-            return Ids(window.ids[-self.longest :] if side == "left" else window.ids[: self.longest])
-        tokenizer = self.task.tokenizer
-        with self._reading:
-            tokenizer.enable_truncation(self.longest, direction=side)
-            try:
-                return self._encoded([text])[0]
-            finally:
-                tokenizer.no_truncation()
-
-    def _encoded(self, texts: Sequence[Any], **how: Any) -> list[Any]:
-        try:
-            return list(self.task.tokenizer.encode_batch(list(texts), **how))
-        except BaseException as error:  # the package panics with what is no Exception
-            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-                raise Error(f"the tokenizer cannot read the text: {error}") from error
-            raise
 
     def warm(self) -> None:
         """Compute one text, so that what is compiled on first use is compiled."""
@@ -132,6 +105,24 @@ def open_served(path_or_repo: str | Path | None, revision: str | None = None, **
             task = TextClassification.from_pretrained(folder, **running)
             return Served(task, "reranker" if task.model.config.num_labels == 1 else "classifier", name)
     return Served(Embedder.from_pretrained(folder, **running), "embedding", name)
+
+
+def encoded(tokenizer: Any, texts: Sequence[Any], **how: Any) -> list[Any]:
+    """Texts, or pairs of them, as encodings; raises Error where the tokenizer cannot read one."""
+    try:
+        return list(tokenizer.encode_batch(list(texts), **how))
+    except BaseException as error:  # the package panics with what is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise Error(f"the tokenizer cannot read the text: {error}") from error
+        raise
+
+
+def cutter(tokenizer: Any, length: int, side: str) -> Any:
+    """A copy of a tokenizer that cuts texts; several threads read with one, so none is changed once the server runs."""
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.encode_special_tokens = tokenizer.encode_special_tokens
+    copy.enable_truncation(length, direction=side)
+    return copy
 
 
 def vectors(found: Sequence[Any]) -> Any:  # [(D,)] -> (N, D)
