@@ -29,6 +29,8 @@ from .kinds import Served
 from .metrics import Metrics
 from .packing import Full, Worker
 
+Answer = Callable[[Request], Awaitable[Response]]
+Make = Callable[[Served, Body, Limits], Plan]
 LINGER_BYTES, LINGER_SECONDS = 16 << 20, 2.0  # of a refused body that are read and dropped, so that its sender reads the answer
 BODIES = 64  # how many bodies of the greatest size may be in memory at once
 SMALL = 1 << 16  # bytes of JSON that are parsed where they arrive; more would keep the others waiting
@@ -106,8 +108,8 @@ class Server:
             "/metrics": self.show_metrics,
             "/v1/models": self.models,
         }
-        routes = [Route(path, self.guarded(answer), methods=["GET"]) for path, answer in gets.items()]
-        routes += [Route(path, self.guarded(self.posted), methods=["POST"]) for path in self.posts]
+        routes = [Route(path, self.guarded(path, answer), methods=["GET"]) for path, answer in gets.items()]
+        routes += [Route(path, self.guarded(path, self.posted(make)), methods=["POST"]) for path, make in self.posts.items()]
         return Starlette(routes=routes, exception_handlers={HTTPException: self.unknown}, lifespan=self.lifespan)
 
     @contextlib.asynccontextmanager
@@ -117,11 +119,11 @@ class Server:
         await asyncio.to_thread(self.worker.close)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    def guarded(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def guarded(self, path: str, answer: Answer) -> Answer:
         """A route's function, with what it raises as JSON, and its count and duration in the metrics."""
 
         async def run(request: Request) -> Response:
-            start, path = time.perf_counter(), request.scope["route"].path
+            start = time.perf_counter()
             self.metrics.count("te_request_count", f'method="{path}"')
             try:
                 self.check_key(request, path)
@@ -216,21 +218,24 @@ class Server:
 
     # POST
 
-    async def posted(self, request: Request) -> Response:
-        """The answer to a request with a body."""
-        make = self.posts[request.scope["route"].path]
-        self.check_room()
-        size = [0]
-        try:
-            body = await self.body(request, size)
+    def posted(self, make: Make) -> Answer:
+        """A route's answer to a request with a body."""
+
+        async def answer(request: Request) -> Response:
             self.check_room()
-            self.under_way += 1
+            size = [0]
             try:
-                return await self.answered(request, make, body)
+                body = await self.body(request, size)
+                self.check_room()
+                self.under_way += 1
+                try:
+                    return await self.answered(request, make, body)
+                finally:
+                    self.under_way -= 1
             finally:
-                self.under_way -= 1
-        finally:
-            self.bytes -= size[0]
+                self.bytes -= size[0]
+
+        return answer
 
     def check_room(self) -> None:
         """Raise Refused where as many requests are under way as may be."""
@@ -263,7 +268,7 @@ class Server:
             raise Refused("Validation", f"the body did not arrive within {settings.body_seconds:g} seconds", 408) from None
         return b"".join(parts)
 
-    async def answered(self, request: Request, make: Callable[[Served, Body, Limits], Plan], body: bytes) -> Response:
+    async def answered(self, request: Request, make: Make, body: bytes) -> Response:
         """A body's answer."""
         start = time.perf_counter()
         if len(body) > SMALL:
