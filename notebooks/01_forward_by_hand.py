@@ -32,10 +32,28 @@
 # Shapes are written in comments: **S** tokens, **D** the width of a vector, **H** heads of width **d**, **V** words,
 # **I** the width inside the feed-forward.
 
+# %% [markdown]
+# The first cell is for a machine that does not have the library yet, such as Colab's. Put the repository (`!git clone`
+# and its address) or the library's wheel (with the folder icon on the left) into the folder of this notebook. Elsewhere
+# the cell does nothing.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+spec = importlib.util.find_spec("tinyroberta")
+if spec is None or spec.origin is None:  # not installed; a folder that only has this name has no origin
+    places = [*Path().glob("tinyroberta-*.whl"), *Path().glob("*/"), Path(), Path("..")]
+    found = [place for place in places if place.suffix == ".whl" or (place / "tinyroberta" / "forward.py").exists()]
+    assert found, "Put the repository, or its wheel, beside this notebook and run the cell again."
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{found[0].resolve()}[text]", "matplotlib"], check=True)
+    importlib.invalidate_caches()
+
 # %%
 import json
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -697,8 +715,22 @@ print(fill("He opened the <mask> and walked into the room."))
 # </details>
 
 # %% [markdown]
+# ## 10. Questions that come up
+#
+# - *Where is dropout?* It belongs to training. A model that answers computes every number.
+# - *What about a batch of texts of different lengths?* The short ones are padded, and a mask hides the padding:
+#   [notebook 03](03_attention_in_pictures.ipynb), section 4.
+# - *Do all heads matter?* No. Notebook 03 removes them one by one, over a page of text.
+# - *Is the logit lens more than a hint?* [Notebook 04](04_reading_the_stream.ipynb) measures it, and then changes vectors
+#   instead of looking at them.
+# - *How do I get a vector for a text, or a label?* Other heads read the same final vectors, most of them only that of
+#   `<s>`: the end of [`forward.py`](../tinyroberta/forward.py).
+# - *Why are the library's other backends faster, with the same numbers?*
+#   [Notebook 05](05_from_numpy_to_machine_code.ipynb).
+#
 # ## Where to read next
 #
+# - [Norm and add](02_norm_and_add.ipynb): what the place of the norm does to the stream.
 # - [`tinyroberta/forward.py`](../tinyroberta/forward.py): the same data flow, for batches, with masks, a cache and all
 #   the heads. You know it already.
 # - [`tinyroberta/backends/numpy.py`](../tinyroberta/backends/numpy.py): every operation in plain NumPy, with an `erfc` of

@@ -26,14 +26,30 @@
 # Shapes are written in comments: **S** tokens, **D** the width of a vector, **V** words. A state is one row of D
 # numbers for each token.
 
+# %% [markdown]
+# The first cell is for a machine that does not have the library yet, such as Colab's. Put the repository (`!git clone`
+# and its address) or the library's wheel (with the folder icon on the left) into the folder of this notebook. Elsewhere
+# the cell does nothing.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+spec = importlib.util.find_spec("tinyroberta")
+if spec is None or spec.origin is None:  # not installed; a folder that only has this name has no origin
+    places = [*Path().glob("tinyroberta-*.whl"), *Path().glob("*/"), Path(), Path("..")]
+    found = [place for place in places if place.suffix == ".whl" or (place / "tinyroberta" / "forward.py").exists()]
+    assert found, "Put the repository, or its wheel, beside this notebook and run the cell again."
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{found[0].resolve()}[text]", "matplotlib"], check=True)
+    importlib.invalidate_caches()
+
 # %%
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -679,6 +695,7 @@ print(f"and {spread[3] / spread[2]:.1f} times where it has none")
 # %% [markdown]
 # ## Where to read next
 #
+# - [Attention in pictures](03_attention_in_pictures.ipynb): what the other half of a layer does.
 # - [`tinyroberta/forward.py`](../tinyroberta/forward.py): `pre_norm_block` and `post_norm_block`, and `encode`, which picks one.
 # - [`tinyroberta/weights/fairseq.py`](../tinyroberta/weights/fairseq.py): how a checkpoint shows where its norms are.
 #

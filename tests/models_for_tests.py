@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tinyroberta import Cache, RobertaPreLayerNormConfig, trace
+from tinyroberta import Cache, Error, RobertaPreLayerNormConfig, trace
 from tinyroberta.backends import load_backend
 from tinyroberta.backends.records import CALLER, Activated, Dense, Elsewhere, mapped
 
@@ -19,6 +20,14 @@ BY_TOKEN = {"last_hidden_state": 3, "hidden_states": 3, "logits": 3, "start_logi
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
+
+
+def skip_without(backend: str) -> None:
+    """Skip a test where a backend cannot run."""
+    try:
+        load_backend(backend)
+    except Error as error:
+        pytest.skip(str(error))
 
 
 def relative_error(found: Any, expected: Any) -> float:

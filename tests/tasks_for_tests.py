@@ -1,9 +1,11 @@
 """What tools/make_golden_tasks.py and the tests of the tasks share: the models of tests/golden_tasks, and texts."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+CLOSE = 1e-5
 ROOT = Path(__file__).parent / "golden_tasks"
 ENTITIES = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC", 5: "PER"}
 PRE, POST, XLM = "RobertaPreLayerNorm", "Roberta", "XLMRoberta"
@@ -67,3 +69,15 @@ def assemble(name: str, folder: Path) -> Path:
         for file in part.iterdir():
             shutil.copy(file, folder / file.name)
     return folder
+
+
+def same(found: Any, expected: Any) -> bool:
+    """The same structure, keys in the same order, the same texts and whole numbers, and other numbers close."""
+    expected = expected.item() if hasattr(expected, "item") else expected
+    if isinstance(expected, float):
+        return isinstance(found, float) and math.isclose(found, expected, rel_tol=CLOSE, abs_tol=CLOSE)
+    if isinstance(expected, dict):
+        return list(found) == list(expected) and all(same(found[key], value) for key, value in expected.items())
+    if isinstance(expected, list):
+        return isinstance(found, list) and len(found) == len(expected) and all(map(same, found, expected))
+    return type(found) is type(expected) and found == expected

@@ -123,6 +123,7 @@ def test_chunks_are_of_bounded_length() -> None:
     assert [len(chunk) for chunk in chunked(["a"] * (TEXTS + 1))] == [TEXTS, 1]
     assert [len(chunk) for chunk in chunked(["a" * 10**6] * 3)] == [1, 1, 1]
     assert list(chunked([])) == []
+    assert list(chunked([("a", None), None, ("a", ("b", 5))])) == [[("a", None), None, ("a", ("b", 5))]]
 
 
 def test_a_long_text_is_refused_cut_or_read_in_windows() -> None:

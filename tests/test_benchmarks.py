@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that the tinyroberta tested stays the installed one
-from benchmarks import cpu, peers, plot, start
+from benchmarks import cpu, embed, peers, plot, start
 
 ROW = {"class": "float32", "error": 5e-7, "median_ms": 2.0}
 
@@ -148,3 +148,27 @@ def test_pictures_of_saved_results(tmp_path: Any) -> None:
         assert (picture is None) == (kind == "start")
         if picture is not None:
             assert picture.read_text().count("<path") > 10
+
+
+def test_sentences_are_the_same_each_time_and_ragged() -> None:
+    pytest.importorskip("tokenizers")
+    found = embed.sentences(400)
+    assert found == embed.sentences(400)
+    words = np.array([len(text.split()) for text in found])
+    assert 14 <= np.median(words) <= 20
+    assert words.min() < 8 < 60 < words.max()
+    assert len(set(found)) > 390
+
+
+def test_the_folder_for_embeddings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.setitem(embed.SIZES, "base", (16, 1, 2, 24))
+    embed.write_folder(tmp_path)
+    texts = embed.sentences(5)
+    vectors = embed.STACKS[embed.OURS].load(tmp_path, 1)(texts)
+    assert vectors.shape == (5, 16)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert embed.STACKS["bare"].load(tmp_path, 1)(texts) is None
+    assert embed.far(vectors, vectors) == 0
+    assert embed.far(vectors[:1], vectors) == np.inf
+    assert embed.missing(embed.Stack(embed.bare, ("numpy", "no_such.package"))) == ["no_such.package"]

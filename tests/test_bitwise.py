@@ -18,7 +18,7 @@ from test_numpy_backend import exact_activation
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig
-from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise, load_backend
+from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise, default_backend, load_backend
 from tinyroberta.backends import numpy as reference
 from tinyroberta.config import CONFIGS
 from tinyroberta.family import KIN
@@ -27,15 +27,15 @@ from tinyroberta.models import CLASSES
 UNIT = 2.0**-24
 TOKENS = (1, 7, 33, 129)
 WIDTHS = ((1, 1), (5, 33), (65, 20), (768, 40), (3000, 70))  # K, O
-COMPILED = importlib.util.find_spec("numba") is not None
-compiled = pytest.mark.skipif(not COMPILED, reason="no Numba here")
+COMPILED = default_backend() == "cpu"
+compiled = pytest.mark.skipif(not COMPILED, reason="no compiled kernels here")
 PATHS: tuple[str, ...] = ()
 if COMPILED:
     from tinyroberta.backends.numba import norm, operands, paths
     from tinyroberta.backends.numba.machine import features
 
     PATHS = tuple(path for path in paths.PATHS if paths.reason_against(path) is None)
-    numba = load_backend("numba", reproducible=True)
+    numba = load_backend("cpu", reproducible=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -310,7 +310,7 @@ def test_numba_attention_of_a_cache() -> None:
 @pytest.mark.skipif(COMPILED and not features.FUSED, reason="no fused multiply-add here")
 def test_a_fused_multiply_add_would_be_seen() -> None:
     qkv, sequences, _ = attention_case((40,), 2, 16, False, False)
-    fused, _ = load_backend("numba").attention(*qkv, sequences, 2)
+    fused, _ = load_backend("cpu").attention(*qkv, sequences, 2)
     assert not np.array_equal(fused, bitwise.attention(*qkv, sequences, 2)[0])
 
 
@@ -345,7 +345,7 @@ def models(cls: type, config: RobertaPreLayerNormConfig, outlying: bool = False,
     for name, x in tensors.items():
         if outlying and ("orm.weight" in name or "orm.bias" in name):
             tensors[name] = np.where(np.arange(len(x)) % 48 == 5, np.float32(60) * x, x)
-    return [cls(config, tensors, backend=backend, reproducible=True, **running) for backend in ("numpy", "numba")]
+    return [cls(config, tensors, backend=backend, reproducible=True, **running) for backend in ("numpy", "cpu")]
 
 
 @pytest.mark.usefixtures("path")
@@ -424,7 +424,7 @@ def test_numba_encoder_decoder() -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_golden(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
-    for backend in ("numpy", "numba"):
+    for backend in ("numpy", "cpu"):
         monkeypatch.setattr("test_golden.model_of", lambda folder, _, changes, at=backend: golden(folder, changes, at))
         outputs.append(call(case, "float32", past_of(case, "float32"), padding="compute"))
         error, field = worst(flatten(outputs[-1].items()), case.outputs)
@@ -441,7 +441,7 @@ def golden(folder: str, changes: str, backend: str) -> Any:
     return CLASSES[config.architectures[0]].from_pretrained(FOLDER / folder, config=config, backend=backend, reproducible=True)
 
 
-BACKENDS = ["numpy", pytest.param("numba", marks=compiled)]
+BACKENDS = ["numpy", pytest.param("cpu", marks=compiled)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -481,7 +481,7 @@ def test_outlying_norm_gains_cost_no_accuracy() -> None:
 @compiled
 def test_models_of_both_kinds_run_at_once() -> None:
     cls, (ids, mask) = CLASSES["RobertaPreLayerNormModel"], texts()
-    runs = [new_model(cls, CONFIG, backend="numba", reproducible=kind, threads=n) for kind in (False, True) for n in (1, 2)]
+    runs = [new_model(cls, CONFIG, backend="cpu", reproducible=kind, threads=n) for kind in (False, True) for n in (1, 2)]
     alone, wrong = [model(ids, mask).last_hidden_state for model in runs], []
 
     def run(model: Any, expected: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from models_for_tests import skip_without
 
 import tinyroberta
 from tinyroberta.demo import FOLDER
@@ -130,9 +131,9 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], status: int, said: st
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
 def test_a_model_by_path_answers_as_the_embedded_one(tmp_path: Path, backend: str) -> None:
-    pytest.importorskip(backend)
+    skip_without(backend)
     for path in FOLDER.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -270,7 +271,7 @@ def test_a_model_that_cannot_fill_masks_and_a_revision_of_nothing(tmp_path: Path
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(
-    "arguments", [("info",), ("fill-mask", "-"), ("fill-mask", "--backend", "numba", "-"), ("warmup",)], ids=str
+    "arguments", [("info",), ("fill-mask", "-"), ("fill-mask", "--backend", "cpu", "-"), ("warmup",)], ids=str
 )
 def test_ctrl_c_at_any_moment(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Of the imports, of the work, of compiling: one line and 130, and no half of a file."""

@@ -14,13 +14,16 @@ from tinyroberta import Error
 from tinyroberta.backends import load_backend
 
 pytest.importorskip("numba")
-from tinyroberta.backends.numba import compiled, paths
+from tinyroberta.backends.numba import compiled, paths, shipped
+
+if shipped.library() is not None:
+    pytest.skip("a library of kernels came with the package (test_shipped.py): nothing is compiled", allow_module_level=True)
 
 PACKAGE = Path(tinyroberta.__file__).parent
 EMBED = """
 import numpy as np, tinyroberta
 from tinyroberta.backends import load_backend
-ops = load_backend("numba")
+ops = load_backend("cpu")
 x = np.eye(3, dtype=np.float32)
 print(ops.embed(np.arange(3), None, np.zeros(3, int), x, x, x[:1]).sum())
 """
@@ -36,10 +39,10 @@ for path in paths.PATHS:
             for act in ("gelu", "mish"):
                 config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=40, hidden_size=48, num_hidden_layers=1, hidden_act=act,
                     num_attention_heads=3, intermediate_size=64, max_position_embeddings=40, is_decoder=True)
-                model = cls(config, backend="numba", matmul_precision=precision)
+                model = cls(config, backend="cpu", matmul_precision=precision)
                 model(np.arange(3, 30)[None], output_attentions=True)
                 model.generate(np.arange(3, 9)[None], max_new_tokens=2)
-assert tinyroberta.cli.main(["fill-mask", "--json", "--backend", "numba", "A <mask>."]) == 0
+assert tinyroberta.cli.main(["fill-mask", "--json", "--backend", "cpu", "A <mask>."]) == 0
 assert "numba" not in sys.modules
 """
 
@@ -55,7 +58,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The package where nothing is kept beside it: what would be the folder is a file, which not even root writes into."""
-    shutil.copytree(PACKAGE, tmp_path / "site" / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo"))
+    shutil.copytree(PACKAGE, tmp_path / "site" / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo", "libraries"))
     (tmp_path / "site" / "tinyroberta" / "backends" / "numba" / "__pycache__").touch()
     return tmp_path / "site"
 
@@ -157,16 +160,16 @@ def test_first_runs_at_the_same_time(tmp_path: Path) -> None:
 
 def test_another_source_has_another_name(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied / "tinyroberta" / "backends" / "numba"
-    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
-    compiled._sources.cache_clear()
+    monkeypatch.setattr(shipped, "__file__", str(folder / "shipped.py"))
+    shipped.sources.cache_clear()
     try:
-        before = compiled._sources()
-        compiled._sources.cache_clear()
+        before = shipped.sources()
+        shipped.sources.cache_clear()
         source = folder / "machine" / "lanes.py"  # in a folder of this one's
         source.write_text(source.read_text() + "\n")
-        assert compiled._sources() != before
+        assert shipped.sources() != before
     finally:
-        compiled._sources.cache_clear()
+        shipped.sources.cache_clear()
 
 
 def test_code_that_needs_numba_s_runtime_is_loaded_after_numba(tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ DEFAULT = "import tinyroberta.backends as b; print(b.load_backend().__name__); b
 
 
 def test_numba_is_the_default_where_it_works(tmp_path: Path) -> None:
-    assert load_backend() is load_backend("numba")
+    assert load_backend() is load_backend("cpu") is load_backend("numba")  # its name before machine code came with the package
     done = run("import sys; sys.modules['numba'] = None; " + DEFAULT)
     assert done.stdout == "tinyroberta.backends.numpy\n"
     assert "pip install 'tinyroberta[cpu]'" in done.stderr
@@ -243,12 +246,12 @@ def test_what_numba_cannot_run_is_numpy_s_by_default() -> None:
     config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=20, **sizes, max_position_embeddings=20)
     called = tinyroberta.RobertaPreLayerNormConfig(vocab_size=20, **sizes, max_position_embeddings=20, hidden_act=np.tanh)
     model = tinyroberta.RobertaPreLayerNormModel
-    assert model(config).backend == "numba"
+    assert model(config).backend == "cpu"
     assert model(config, dtype="float64").backend == "numpy"
     assert model(called).backend == "numpy"
     assert model(called)(np.array([[5]])).last_hidden_state.dtype == np.float32
     with pytest.raises(Error, match="float64"):
-        model(config, backend="numba", dtype="float64")
+        model(config, backend="cpu", dtype="float64")
 
 
 def test_a_bar_only_on_a_terminal_and_only_for_what_takes_long() -> None:
@@ -289,7 +292,7 @@ def peak():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 import tinyroberta.backends.numba
 before = peak()
-model = tinyroberta.load(sys.argv[1], backend="numba")
+model = tinyroberta.load(sys.argv[1], backend="cpu")
 model(np.arange(3, 19)[None])
 print(peak() - before, sum(x.nbytes for name, x in model.tensors.items() if "word_embeddings" not in name))
 """

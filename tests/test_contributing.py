@@ -293,7 +293,7 @@ def test_what_the_table_names_is_enough(what: str, tmp_path: Path) -> None:
 
 def copy(addition: Addition, to: Path) -> None:
     """The package and the tests that an addition needs, in another place."""
-    shutil.copytree(ROOT / "tinyroberta", to / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo"))
+    shutil.copytree(ROOT / "tinyroberta", to / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo", "libraries"))
     (to / "tests").mkdir()
     for name in {"models_for_tests.py", *addition.files, *addition.needs}:
         if (held := ROOT / "tests" / name).is_dir():

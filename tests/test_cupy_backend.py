@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
-from models_for_tests import assert_traced, dense, digits, new_model, sliced_product
+from models_for_tests import assert_traced, dense, digits, new_model, skip_without, sliced_product
 
 import tinyroberta
 import tinyroberta.cli
@@ -226,7 +226,7 @@ def test_planted_the_flag_that_cupy_adds(ops: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_digits_and_scales_are_the_cpu_backends(ops: Any) -> None:
-    pytest.importorskip("numba")
+    skip_without("cpu")
     from tinyroberta.backends.numba import norm, operands
 
     x = rows_of_every_size(37, 70)

@@ -15,6 +15,7 @@ CLASS_OF = {
     "fill-mask": "ForMaskedLM",
     "text-classification": "ForSequenceClassification",
     "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
     "feature-extraction": "Model",
     "embed": "Model",
 }
@@ -83,6 +84,31 @@ def test_entities(tokenizer: Any) -> None:
     assert tags["ĠJohn"] == "B-person"
     assert tags["ĠSmith"] == "I-person"
     assert tags["Ġmet"] == tags["Ġyesterday"] == "O"
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "answer"),
+    [
+        ("How many people?", "I would like a table for six people at half past seven on Friday.", "six people"),
+        ("Who stayed at home?", "In the evening Mary went to the church. Her brother stayed at home.", "Her brother"),
+        (
+            "Who wrote the letter?",
+            "The rain had stopped at last. Mary wrote the letter to her brother. He was in London.",
+            "Mary",
+        ),
+    ],
+)
+def test_answers(tokenizer: Any, question: str, context: str, answer: str) -> None:
+    model = demo.load("question-answering")
+    encoding = tokenizer.encode(question, context)
+    output = model([encoding.ids])
+    readable = np.array([place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 1])
+    scores = output.start_logits[0][readable][:, None] + output.end_logits[0][readable][None, :]
+    shares = probabilities(np.where(np.tri(len(readable)).T > 0, scores, -np.inf).ravel())
+    first, last = np.unravel_index(shares.argmax(), scores.shape)
+    found = context[encoding.offsets[readable[first]][0] : encoding.offsets[readable[last]][1]]
+    assert found == answer
+    assert shares.max() > 0.3
 
 
 def test_sentence_vectors(tokenizer: Any) -> None:

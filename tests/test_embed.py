@@ -374,6 +374,9 @@ WRONG: dict[str, tuple[Broken, str]] = {
     "Dense of another width": (changed("2_Dense/config.json", in_features=9), "from 9 to 20"),
     "Dense of another shape": (changed("2_Dense/config.json", out_features=9), "has shape .*20, 16"),
     "Dense of tokens": (changed("2_Dense/config.json", module_input_name="token_embeddings"), "module_input_name"),
+    "Normalize of tokens": (
+        rewritten("4_Normalize/config.json", lambda _: {"module_input_name": "token_embeddings"}), "Normalize of sentence_emb",
+    ),
     "Dense with an unknown activation": (
         changed("2_Dense/config.json", activation_function="torch.nn.modules.activation.PReLU"), "PReLU; there are GELU",
     ),
@@ -412,3 +415,12 @@ def test_what_is_no_checkpoint(path: Any, told: str | None) -> None:
         return
     with pytest.raises(Error, match=told):
         Embedder.from_pretrained(path)
+
+
+def test_the_embedded_models_vectors_have_length_1() -> None:
+    try:
+        model = Embedder.from_pretrained()
+    except Error as error:
+        pytest.skip(str(error))
+    vectors = model.encode(["She opened the door.", "He closed the window.", ""])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import safetensors.numpy
+from models_for_tests import skip_without
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
@@ -48,10 +49,10 @@ def outputs(
 
 @every_model
 @pytest.mark.parametrize(
-    ("backend", "dtype", "tolerance"), [("numpy", "float64", 1e-12), ("numpy", "float32", 2e-6), ("numba", "float32", 2e-6)]
+    ("backend", "dtype", "tolerance"), [("numpy", "float64", 1e-12), ("numpy", "float32", 2e-6), ("cpu", "float32", 2e-6)]
 )
 def test_every_head_of_every_family_equals_hugging_face(name: str, backend: str, dtype: str, tolerance: float) -> None:
-    pytest.importorskip(backend)
+    skip_without(backend)
     found, expected = outputs(name, dtype, backend=backend), golden(name, "outputs/")
     assert len(expected) > 2
     for field, value in expected.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from models_for_tests import TOLERANCE, relative_error
+from models_for_tests import TOLERANCE, relative_error, skip_without
 
 import tinyroberta
 from tinyroberta import EncoderDecoderModel
@@ -34,9 +34,9 @@ def test_scores_after_the_processors(case: dict) -> None:
     np.testing.assert_allclose(scores, wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("numpy", "float64"), ("numpy", "float32"), ("numba", "float32")])
+@pytest.mark.parametrize(("backend", "dtype"), [("numpy", "float64"), ("numpy", "float32"), ("cpu", "float32")])
 def test_encoder_decoder(backend: str, dtype: str) -> None:
-    pytest.importorskip(backend)
+    skip_without(backend)
     folder = FOLDER / "encoder_decoder"
     golden = safetensors.numpy.load_file(folder / "golden.safetensors")
     model = EncoderDecoderModel.from_pretrained(folder, backend=backend, dtype=dtype)

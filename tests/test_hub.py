@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embed_folders import laid_over
 
 import tinyroberta
 from tinyroberta import Error, RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM
@@ -231,6 +232,24 @@ def test_convert_keeps_what_lies_beside_the_weights_there_too(hub: tuple[str, Pa
         there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
         assert there == {"config.json", "model.safetensors", *kept}
     assert not [path for path in tmp_path.rglob("corpus.txt") if root not in path.parents]
+
+
+def test_an_embedder_of_a_repository_has_its_modules_there_and_offline(hub: tuple[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    endpoint, root = hub
+    main = laid_over(root / "org" / "name" / "main", "roberta-dense")
+    (main / "corpus.onnx").write_text("another copy")
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    code = "import tinyroberta; print(tinyroberta.Embedder.from_pretrained('org/name', backend='numpy').encode('hello').tolist())"
+    for offline in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"HF_HUB_OFFLINE": offline}, timeout=120, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == tinyroberta.Embedder.from_pretrained(main, backend="numpy").encode("hello").tolist()
+    assert not [path for path in tmp_path.rglob("corpus.onnx") if root not in path.parents]
 
 
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ LAYERS = (
     ("backends",),  # which know no configuration; it knows the activations that they have
     ("config", "losses", "outputs"),
     ("keywords", "inputs", "tensors", "plan"),
-    ("cache", "surgery"),
+    ("cache", "surgery", "traces"),
     ("forward", "generation"),
     ("heads", "call", "tap"),
     ("models",),
     ("family",),
     ("encoder_decoder",),
     ("auto",),
-    ("demo", "inspect", "convert"),
+    ("demo", "inspect", "convert", "numerics"),
     ("tasks",),
     ("tinyroberta",),  # __init__.py: the public names
     ("serve",),

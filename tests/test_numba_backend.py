@@ -25,7 +25,7 @@ from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.backends import PRECISIONS, Sequences, Settings, bitwise
 from tinyroberta.backends import numpy as reference
 
-pytest.importorskip("numba")
+pytest.importorskip("tinyroberta.backends.numba")
 from tinyroberta.backends import numba as ops
 from tinyroberta.backends.numba import activations, compiled, norm, paths, recordings, threads
 from tinyroberta.backends.numba.attention import bf16 as attention_bf16
@@ -82,7 +82,7 @@ def test_units_equal_the_definition_of_sliced_products(unit: str, tokens: int, c
 @pytest.mark.skipif("vnni" not in PATHS, reason="no dot products of bytes here")
 def test_one_slice_may_be_digits() -> None:
     """Which numbers an operand has does not follow from how many slices it has."""
-    from numba import njit
+    njit = pytest.importorskip("numba").njit
 
     compiled.keep_promises()
     block = dots.dot_block(4, Operand(DIGITS, 1, 64), 1).made()
@@ -407,7 +407,7 @@ def test_activation(name: str) -> None:
 
 
 def test_the_stated_bounds_of_the_polynomials() -> None:
-    from numba import njit
+    njit = pytest.importorskip("numba").njit
 
     x = np.concatenate([np.linspace(-87, 87, 400_000), np.geomspace(1e-30, 80, 100_000)]).astype(np.float32)
 
@@ -455,10 +455,10 @@ def test_embed() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_word_embeddings_of_16_bits_are_left_where_they_are(dtype: Any) -> None:
     tensors = {name: x.astype(dtype) for name, x in new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG).tensors.items()}
-    narrow = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba")
+    narrow = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="cpu")
     assert narrow.weights["embeddings"]["word_embeddings"]["weight"] is tensors["embeddings.word_embeddings.weight"]
     tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
-    wide, (ids, mask) = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="numba"), texts()
+    wide, (ids, mask) = tinyroberta.RobertaPreLayerNormModel(CONFIG, tensors, backend="cpu"), texts()
     np.testing.assert_array_equal(narrow(ids, mask).last_hidden_state, wide(ids, mask).last_hidden_state)
 
 
@@ -468,7 +468,7 @@ def golden(folder: str, changes: str) -> Any:
     config = dataclasses.replace(config, **json.loads(changes))
     assert config.architectures
     cls = tinyroberta.models.CLASSES[config.architectures[0]]
-    return cls.from_pretrained(FOLDER / folder, config=config, backend="numba")
+    return cls.from_pretrained(FOLDER / folder, config=config, backend="cpu")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
@@ -509,7 +509,7 @@ def test_outlying_channels_cost_at_most_twice_numpys_error(outliers: str, reprod
             tensors[name] = x * np.where(np.arange(384) % (96 if gains else 384) == 7, np.float32(60), np.float32(1))
     exact, single, ours = (
         cls(config, tensors, **given)(ids, mask).last_hidden_state
-        for given in ({"dtype": "float64"}, {"backend": "numpy"}, {"backend": "numba", "reproducible": reproducible})
+        for given in ({"dtype": "float64"}, {"backend": "numpy"}, {"backend": "cpu", "reproducible": reproducible})
     )
     assert relative_error(ours, exact) < 2 * relative_error(single, exact)
 
@@ -519,7 +519,7 @@ def test_outlying_channels_cost_at_most_twice_numpys_error(outliers: str, reprod
 def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(precision: str, width: int, path: str) -> None:
     cls = tinyroberta.RobertaPreLayerNormForMaskedLM
     config = dataclasses.replace(CONFIG, hidden_size=3 * width)
-    model = new_model(cls, config, backend="numba", matmul_precision=precision)
+    model = new_model(cls, config, backend="cpu", matmul_precision=precision)
     ids, mask = texts()
     whole = model(ids, mask).logits
     exact = new_model(cls, config, dtype="float64")(ids, mask).logits
@@ -527,7 +527,7 @@ def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(
     if path == "blas":
         return
     for one in (1, 3):
-        single = new_model(cls, config, backend="numba", matmul_precision=precision, threads=one)
+        single = new_model(cls, config, backend="cpu", matmul_precision=precision, threads=one)
         np.testing.assert_array_equal(single(ids, mask).logits, whole)
     order = np.random.default_rng().permutation(len(ids))
     np.testing.assert_array_equal(model(ids[order], mask[order]).logits, whole[order])
@@ -542,7 +542,7 @@ def test_a_text_has_the_same_bits_alone_in_any_batch_and_order_with_any_threads(
 def test_a_decoder_and_its_cache(precision: str, changes: dict[str, Any], path: str) -> None:
     cls = tinyroberta.RobertaPreLayerNormForCausalLM
     config = dataclasses.replace(CONFIG, hidden_size=96, num_attention_heads=2, is_decoder=True, **changes)
-    ours: dict[str, Any] = {"backend": "numba", "matmul_precision": precision}
+    ours: dict[str, Any] = {"backend": "cpu", "matmul_precision": precision}
     model, exact = (new_model(cls, config, **made) for made in (ours, {"dtype": "float64"}))
     random = np.random.default_rng()
     ids, source = random.integers(3, 300, (3, 40)), random.standard_normal((3, 7, 96))
@@ -572,7 +572,7 @@ def test_a_feed_forward_too_wide_for_one_product_at_medium(monkeypatch: pytest.M
     cls, (ids, mask) = tinyroberta.RobertaPreLayerNormModel, texts()
     ours, exact = (
         new_model(cls, dataclasses.replace(CONFIG, hidden_size=96), **given)(ids, mask).last_hidden_state
-        for given in ({"backend": "numba", "matmul_precision": "medium"}, {"dtype": "float64"})
+        for given in ({"backend": "cpu", "matmul_precision": "medium"}, {"dtype": "float64"})
     )
     assert relative_error(ours, exact) < 2 * ERRORS["medium"]
 
@@ -590,7 +590,7 @@ def test_outlying_norm_gains_cost_no_accuracy() -> None:
     given = {"encoder_hidden_states": source, "use_cache": False}
     exact = cls(config, tensors, dtype="float64")(ids, mask, **given).logits
     single = relative_error(cls(config, tensors, backend="numpy")(ids, mask, **given).logits, exact)
-    ours = relative_error(cls(config, tensors, backend="numba")(ids, mask, **given).logits, exact)
+    ours = relative_error(cls(config, tensors, backend="cpu")(ids, mask, **given).logits, exact)
     assert ours < 2 * single + 1e-7
 
 
@@ -603,7 +603,7 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
     given = [random.permuted(ids * mask, axis=1) for _ in range(5)]
     for width, inner in ((96, 64), (120, 100)):  # NumPy fills what is beside a number of columns that is no multiple of 32
         config = dataclasses.replace(CONFIG, hidden_size=width, intermediate_size=inner)
-        settings: Any = {"backend": "numba", "matmul_precision": precision, "reproducible": reproducible}
+        settings: Any = {"backend": "cpu", "matmul_precision": precision, "reproducible": reproducible}
         model = new_model(tinyroberta.RobertaPreLayerNormModel, config, **settings)
         found = [model(x, mask).last_hidden_state for x in given]
         held = list(model.weights.recordings.values())
@@ -626,7 +626,7 @@ def test_a_recorded_size_is_played_with_the_bits_that_are_computed(
 
 def test_sizes_of_no_more_than_so_many_tokens_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "RECORDED_TOKENS", 12)
-    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="cpu")
     for tokens in (3, 4, 5, 6, 13):
         for _ in range(3):
             model(np.full((1, tokens), 5))
@@ -636,10 +636,10 @@ def test_sizes_of_no_more_than_so_many_tokens_are_recorded(monkeypatch: pytest.M
 @pytest.mark.parametrize(("name", "value"), [("layer_norm_eps", 0.5), ("hidden_act", "relu"), ("chunk_size_feed_forward", 5)])
 def test_a_recording_is_of_one_configuration(name: str, value: Any) -> None:
     ids, mask = texts()
-    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="cpu")
     before = [model(ids, mask).last_hidden_state for _ in range(4)][-1]
     config, model.config = model.config, dataclasses.replace(model.config, **{name: value})
-    fresh = tinyroberta.RobertaPreLayerNormModel(model.config, model.tensors, backend="numba")
+    fresh = tinyroberta.RobertaPreLayerNormModel(model.config, model.tensors, backend="cpu")
     for _ in range(4):
         np.testing.assert_array_equal(model(ids, mask).last_hidden_state, fresh(ids, mask).last_hidden_state)
     model.config = config
@@ -647,7 +647,7 @@ def test_a_recording_is_of_one_configuration(name: str, value: Any) -> None:
 
 
 def test_python_threads_may_share_a_model() -> None:
-    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="numba")
+    model = new_model(tinyroberta.RobertaPreLayerNormModel, CONFIG, backend="cpu")
     ids, mask = texts()
     expected, wrong = model(ids, mask).last_hidden_state, []
 
@@ -666,7 +666,7 @@ FORKED = """
 import os, sys, numpy as np, tinyroberta
 config = tinyroberta.RobertaPreLayerNormConfig(vocab_size=30, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=64, max_position_embeddings=40)
-model = tinyroberta.RobertaPreLayerNormModel(config, backend="numba")
+model = tinyroberta.RobertaPreLayerNormModel(config, backend="cpu")
 ids = np.arange(3, 30)[None]
 before = model(ids).last_hidden_state
 child = os.fork()
@@ -732,18 +732,12 @@ def test_threads_are_what_the_machine_and_the_user_allow(monkeypatch: pytest.Mon
 def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tinyroberta.RobertaPreLayerNormModel
     with pytest.raises(Error, match="float64"):
-        model(CONFIG, backend="numba", dtype="float64")
+        model(CONFIG, backend="cpu", dtype="float64")
     with pytest.raises(Error, match="Python function"):
-        model(dataclasses.replace(CONFIG, hidden_act=np.tanh), backend="numba")(np.array([[5]]))
+        model(dataclasses.replace(CONFIG, hidden_act=np.tanh), backend="cpu")(np.array([[5]]))
     monkeypatch.setenv("TINYROBERTA_CPU", "abacus")
     with pytest.raises(Error, match="abacus"):
-        model(CONFIG, backend="numba")
-
-
-def test_without_numba_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['numba'] = None; import tinyroberta; tinyroberta.backends.load_backend('numba')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "tinyroberta.errors.Error: backend 'numba' needs Numba: pip install 'tinyroberta[cpu]'" in done.stderr
+        model(CONFIG, backend="cpu")
 
 
 def test_a_forced_path_is_described(path: str) -> None:

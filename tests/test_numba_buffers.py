@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("tinyroberta.backends.numba")
 from tinyroberta.backends.numba import buffers
 
 LARGE = (600, 700)  # float32: above what the C library keeps

@@ -28,7 +28,7 @@ def test_loading_and_running_a_model_imports_no_extra() -> None:
         "import sys, tinyroberta; from tinyroberta.demo import FOLDER\n"
         "tinyroberta.load(FOLDER)([[0, 9, 2]]); print([name for name in sys.argv[1:] if name in sys.modules])"
     )
-    for _ in range(2):  # what is not compiled yet needs Numba once
+    for _ in range(2):  # what did not come with the package, and is not compiled yet, needs Numba once
         done = subprocess.run([sys.executable, "-c", script, *EXTRAS], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_for_tests import new_model
+from models_for_tests import new_model, skip_without
 
 from tinyroberta import Error, RobertaPreLayerNormConfig
 from tinyroberta.call import Given, prepare
@@ -23,8 +23,8 @@ LENGTHS = [[1], [7], [5, 5, 5], [3, 9, 1, 20]]
 RUNNING = [
     {"backend": "numpy", "dtype": "float64"},
     {"backend": "numpy", "reproducible": True},
-    *({"backend": "numba", "matmul_precision": precision} for precision in ("highest", "medium")),
-    {"backend": "numba", "reproducible": True},
+    *({"backend": "cpu", "matmul_precision": precision} for precision in ("highest", "medium")),
+    {"backend": "cpu", "reproducible": True},
 ]
 some = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -58,7 +58,7 @@ def assert_same_bits(model: Any, texts: list[list[int]]) -> None:
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("running", RUNNING, ids=lambda running: "-".join(map(str, running.values())))
 def test_texts_without_padding_have_the_padded_calls_bits(running: dict[str, Any], lengths: list[int]) -> None:
-    pytest.importorskip(running["backend"])
+    skip_without(running["backend"])
     assert_same_bits(new_model(KIN["roberta-prelayernorm"]["Model"], CONFIG, **running), texts_of(lengths))
 
 

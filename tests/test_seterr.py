@@ -33,8 +33,8 @@ MASKS = {"padded": IDS != 1, "fractional": np.where(IDS == 1, 2.5, 1.0)}  # 1 - 
 RUNNING = [
     *({"backend": "numpy", "dtype": dtype} for dtype in ("float32", "float64")),
     {"backend": "numpy", "reproducible": True},
-    *({"backend": "numba", "matmul_precision": precision} for precision in PRECISIONS),
-    {"backend": "numba", "reproducible": True},
+    *({"backend": "cpu", "matmul_precision": precision} for precision in PRECISIONS),
+    {"backend": "cpu", "reproducible": True},
 ]
 LABELS = {
     "ForCausalLM": {"labels": IDS},
@@ -138,7 +138,7 @@ def test_encoder_decoder_and_generation(running: dict[str, Any], strict: dict[st
         hold(lambda choice=choice: writer.generate(IDS, IDS != 1, max_new_tokens=3, **choice), strict)
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
 def test_weights_of_every_format(backend: str, strict: dict[str, str]) -> None:
     for folder in ("golden/base", "golden_tf/Model", "golden_flax/Model", "golden_flax/chunked_bfloat16", "torch_files/model"):
         hold(lambda folder=FOLDER / folder: tinyroberta.load(folder, backend=backend).tensors, strict)

@@ -40,7 +40,7 @@ WAYS: list[dict[str, Any]] = [
     {"backend": "numpy"},
     {"backend": "numpy", "reproducible": True},
     *(
-        {"backend": "numba", "matmul_precision": precision, "reproducible": exact, "path": path}
+        {"backend": "cpu", "matmul_precision": precision, "reproducible": exact, "path": path}
         for path in PATHS
         for precision in ("highest", "high", "medium")
         for exact in (False, True)
@@ -227,7 +227,7 @@ def test_only_the_model_and_the_thread_that_are_traced() -> None:
 def test_recordings_are_not_played_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyroberta.backends.numba import recordings
 
-    model = model_of(running={"backend": "numba"})
+    model = model_of(running={"backend": "cpu"})
     monkeypatch.setenv("TINYROBERTA_CPU", PATHS[0])
     outputs = [host_arrays(model, model(**texts())) for _ in range(3)]
     before = dict(model.weights.recordings)
@@ -241,6 +241,32 @@ def test_recordings_are_not_played_and_stay(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(model.weights.recordings.items()) == list(before.items())
     assert_equal(host_arrays(model, model(**texts())), outputs[0])
     assert len(played) == (PATHS[0] != "blas")
+
+
+@pytest.mark.skipif(not PATHS, reason="no Numba here")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_no_product_is_computed_twice(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyroberta.backends import numba
+
+    model = model_of(running={"backend": "numba", "matmul_precision": precision})
+    linear, counts = numba.linear, []
+    monkeypatch.setattr(numba, "linear", lambda *given, **more: [counts.append(1), linear(*given, **more)][1])
+    for names in ([], None):
+        counts.clear()
+        with trace(model, names):
+            model(**texts())
+        assert len(counts) == 2 * 4 + 2
+
+
+def test_probabilities_of_one_text_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kept = model_of(), []
+    attention = definition.attention
+    monkeypatch.setattr(definition, "attention", lambda *given: [out := attention(*given), kept.append(out[1])][0])
+    with trace(model, "*.probs") as seen:
+        model(input_ids=[[4, 5, 6]])
+        assert np.shares_memory(seen["encoder.layer.1.attention.self.probs"], kept[1][0])
+        output = model(input_ids=[[4, 5, 6]], output_attentions=True)  # which the caller may write to
+    assert not np.shares_memory(seen["encoder.layer.1.attention.self.probs"], output.attentions[1])
 
 
 # What is put in its place.

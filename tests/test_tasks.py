@@ -1,6 +1,7 @@
 """The tasks' use: iterables, long texts, bits, bad input, streaming, and finding one by its name."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tinyroberta import Error
 from tinyroberta.demo import FOLDER
 from tinyroberta.tasks import ALIASES, TASKS
 from tinyroberta.tasks.batches import Chunks
-from tinyroberta.tasks.tokenizer import load_tokenizer
+from tinyroberta.tasks.tokenizer import decode, load_tokenizer
 
 pytest.importorskip("tokenizers")
 
@@ -347,3 +348,22 @@ def test_the_embedded_model_fills_masks() -> None:
     assert found == tinyroberta.FillMask(tinyroberta.load(FOLDER), load_tokenizer(FOLDER))(
         ["She opened the <mask> and looked out at the sea."], top_k=3
     )
+
+
+def test_what_a_tokenizers_files_say_of_its_tokens(tmp_path: Path) -> None:
+    folder = assemble("words_unigram", tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for clean in (True, False):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"clean_up_tokenization_spaces": clean}))
+        tokenizer = load_tokenizer(folder)
+        assert [tokenizer.cls_token, tokenizer.pad_token, tokenizer.unk_token] == ["<s>", "<pad>", "<unk>"]
+        ids = tokenizer.encode("Paris , Anna").ids
+        assert decode(tokenizer, ids, skip_special_tokens=True) == ("Paris, Anna" if clean else "Paris , Anna")
+        assert decode(tokenizer, ids, skip_special_tokens=True, clean_up=True) == "Paris, Anna"
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_told_as_it_stands(tmp_path: Path) -> None:
+    tag = tinyroberta.TokenClassification.from_pretrained(assemble("entities_unigram", tmp_path))
+    found = tag("Anna Ж", ignore_labels=[])
+    assert found[-1]["word"] == "Ж"
+    assert (found[-1]["start"], found[-1]["end"]) == (5, 6)

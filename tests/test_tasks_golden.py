@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tasks_for_tests import ROOT, assemble
+from tasks_for_tests import ROOT, assemble, same
 
 import tinyroberta
 
@@ -12,7 +12,6 @@ pytest.importorskip("tokenizers")
 
 CASES = json.loads((ROOT / "cases.json").read_text(encoding="utf-8"))
 AS_PIPELINE = {"text-generation": {"add_special_tokens": True, "first_position": 0}}  # where this library does otherwise
-CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module", params=["numpy", "numba"])
@@ -28,17 +27,6 @@ def tasks(request, tmp_path_factory: pytest.TempPathFactory):
         return made[name]
 
     return get
-
-
-def same(found: Any, expected: Any) -> bool:
-    """The same structure, keys in the same order, the same texts and whole numbers, and other numbers close."""
-    if isinstance(expected, float):
-        return isinstance(found, float) and found == pytest.approx(expected, abs=CLOSE, rel=CLOSE)
-    if isinstance(expected, dict):
-        return list(found) == list(expected) and all(same(found[key], value) for key, value in expected.items())
-    if isinstance(expected, list):
-        return isinstance(found, list) and len(found) == len(expected) and all(map(same, found, expected))
-    return type(found) is type(expected) and found == expected
 
 
 def ids(case: dict[str, Any]) -> str:

@@ -94,6 +94,7 @@ class EncoderDecoderModel:
                 raise Error(f"{PROJECTION} has shapes {shapes}; it must have weight {widths} and bias {widths[:1]}")
         self.encoder, self.decoder, self.extra = encoder, decoder, dict(extra or {})
         self.generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
+        self.name_or_path: str | None = None  # where the checkpoint was
         self.projection = None if projection is None else dict(projection)
         self._projection = (
             None if projection is None else encoder.ops.prepare(plan({"proj": dict(projection)}), encoder.settings)["proj"]
@@ -144,7 +145,7 @@ class EncoderDecoderModel:
         projection = {name: joined[name] for name in joined} or None
         extra = {name: value for name, value in content.items() if name not in ("encoder", "decoder")}
         pair = cls(models[0], models[1], projection, extra)
-        pair.generation_config = read_generation_config(folder)
+        pair.generation_config, pair.name_or_path = read_generation_config(folder), str(folder)
         return pair
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE) -> None:

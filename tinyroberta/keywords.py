@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from .backends import DTYPES, PRECISIONS, Settings, default_backend, load_backend
+from .backends import DTYPES, PRECISIONS, Settings, backend_name, default_backend, load_backend
 from .config import RobertaPreLayerNormConfig
 from .errors import Error
 
@@ -14,7 +14,7 @@ from .errors import Error
 class Running(TypedDict, total=False):
     """How a model is run: the same arguments for load, from_pretrained and a new model.
 
-    backend: its name, None for numba where that is installed and can run the model, else numpy; dtype: "float32" or "float64";
+    backend: its name, None for cpu where its kernels are there and can run the model, else numpy; dtype: "float32" or "float64";
     matmul_precision: "highest", "high" or "medium"; threads: how many, None for all the process may use; reproducible: the
     outputs but for losses have the same bits on every machine, path, number of threads and in any batch, as backends/bitwise.py
     defines them.
@@ -144,6 +144,6 @@ def settings_of(
         raise Error(f"matmul_precision is {matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise Error(f"threads is {threads!r}; it must be a whole number of at least 1, or None for all the process may use")
-    backend = backend or ("numpy" if dtype == "float64" else default_backend())
+    backend = backend_name(backend or ("numpy" if dtype == "float64" else default_backend()))
     load_backend(backend, reproducible)
     return backend, Settings(dtype, matmul_precision, threads, bool(reproducible))

@@ -45,6 +45,7 @@ class RobertaPreLayerNormPreTrainedModel:
     head: ClassVar[Head]
     model_type: ClassVar[str] = "roberta-prelayernorm"
     generation_config: dict[str, Any] | None = None  # the checkpoint's generation_config.json
+    name_or_path: str | None = None  # where the checkpoint was
 
     def __init__(
         self,
@@ -156,7 +157,9 @@ class RobertaPreLayerNormPreTrainedModel:
         check_layers(config, stored, where)
         shapes, family = (cls.encoder_shapes(config), cls.head_shapes(config)), names.FAMILIES[cls.model_type]
         tensors = names.gather(stored, *shapes, config.tie_word_embeddings, where, family, transformers_version)
-        return cls(config, tensors, **running)
+        model = cls(config, tensors, **running)
+        model.name_or_path = where
+        return model
 
     def save_pretrained(
         self, folder: str | Path, *, max_shard_size: int | str = SHARD_SIZE, written: Callable[[int], object] = lambda _: None
@@ -262,7 +265,7 @@ class RobertaPreLayerNormPreTrainedModel:
     def _encode(self, ops: Backend, ready: Ready) -> forward.Encoded:
         """The encoder on the rows of a call."""
         call, weights = ready.call, self.weights
-        tap.begin(ops, ready.rows)
+        tap.begin(ops, ready)
 
         def encode(tokens: Array, positions: Array | None, types: Array, sequences: Sequences) -> forward.Encoded:
             where = None if positions is None else ops.asarray(positions)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from . import traces
 from .backends import Activation, Array, Backend, Sequences
 from .errors import Error
 from .inputs import Rows, as_array
@@ -30,6 +32,7 @@ class Call:
     part: str  # "encoder." or "decoder." of a pair, "" of another model
     rows: Rows | None  # None for what follows no call: a projection of encoder_outputs that were given
     arrays: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] | None = None  # (B, S) ids, 0/1 mask, positions and token types; None where those do not say the call
 
 
 @dataclass
@@ -38,6 +41,11 @@ class Trace:
 
     names: tuple[str, ...]  # that are recorded
     calls: list[Call] = field(default_factory=list)
+    model: Any = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the calls and what ran them as a safetensors file, as traces.py says; raises Error where it cannot be written."""
+        traces.save(path, traces.of_model(self.model, self.calls))
 
     def __getitem__(self, name: str) -> Any:
         for call in reversed(self.calls):
@@ -68,14 +76,15 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
     sees a chunk of rows at a time; what is recorded is whole.
 
     The outputs have the bits that they have untapped, on every backend, until something is replaced. A product before its
-    activation and residual (`intermediate.dense`) is the op's own where it rounds alike in one and in two; elsewhere (numba's
-    medium, cupy) it is computed once more beside the op, and so are cupy's probabilities. What a backend hands on in fewer bits
+    activation and residual (`intermediate.dense`) is the op's own where it rounds alike in one and in two; elsewhere (cupy) it is
+    computed once more beside the op, and so are cupy's probabilities. What a backend hands on in fewer bits
     is shown in those. What the backend has recorded of earlier calls, to play it again, is neither played nor lost. Only calls of
     this thread are seen.
 
     Raises Error where the model is none, a name is none of its, or a function gives another shape; mirrors torch's forward hooks.
     """
-    parts, known = _parts(model), names_of(model)
+    parts = _parts(model)
+    known = _names(parts)
     chosen = known if names is None else _chosen([names] if isinstance(names, str) else names, known, "names")
     functions: dict[str, list[Replace]] = {}
     for pattern, function in (replace or {}).items():
@@ -83,7 +92,7 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
             raise Error(f"replace: {pattern!r} has a {type(function).__name__}; it must be a function of a name and an array")
         for name in _chosen([pattern], known, "replace"):
             functions.setdefault(name, []).append(function)
-    listener = Listener(Trace(tuple(chosen)), parts, frozenset(chosen), functions)
+    listener = Listener(Trace(tuple(chosen), model=model), parts, frozenset(chosen), functions)
     before = ACTIVE.set((*ACTIVE.get(), listener))
     try:
         yield listener.trace
@@ -93,8 +102,12 @@ def trace(model: Any, names: str | Iterable[str] | None = None, replace: Mapping
 
 def names_of(model: Any) -> list[str]:
     """The names that a model's tap knows, in the order in which they pass."""
+    return _names(_parts(model))
+
+
+def _names(parts: Iterable["Part"]) -> list[str]:
     found: list[str] = []
-    for part in _parts(model):
+    for part in parts:
         for point in part.points().values():
             own = [*(point.parts or (point.product,)), *point.result]
             if own[-1].endswith(".self.value"):
@@ -113,10 +126,24 @@ def around(model: Any, backend: Backend) -> Backend:
     return cast(Backend, Tapped(backend, heard)) if heard else backend
 
 
-def begin(ops: Backend, rows: Rows) -> None:
-    """Tell who listens that a call begins, and which rows it has."""
+def begin(ops: Backend, ready: Any) -> None:
+    """Tell who listens that a call begins (a call.Ready), which rows it has and what went in."""
     if isinstance(ops, Tapped):
-        ops.begin(rows)
+        ops.begin(ready.rows, _inputs(ready))
+
+
+def _inputs(ready: Any) -> dict[str, Any] | None:
+    """A call's inputs, (B, S) each; None where ids and a 2-D mask of 0 and 1 are not all that it reads."""
+    rows, call = ready.rows, ready.call
+    told = rows.bias is None or (rows.attended is not None and np.isin(rows.bias, (0, np.finfo(rows.bias.dtype).min)).all())
+    if ready.tokens.ndim > 1 or not told or call.head_mask is not None or call.source is not None:
+        return None
+    if call.cache is not None and call.cache.length:
+        return None
+    mask = np.ones(len(ready.tokens), np.int64) if rows.attended is None else rows.attended.astype(np.int64)
+    packed = {"input_ids": ready.tokens, "attention_mask": mask, "token_type_ids": ready.token_types}
+    packed |= {} if ready.positions is None else {"position_ids": ready.positions}
+    return {name: rows._replace(shown=None).unpack(x) for name, x in packed.items()}
 
 
 # Where the ops stand.
@@ -208,8 +235,10 @@ def _share(model: Any, path: tuple[str, ...], prepared: Mapping[str, Any]) -> An
     """How many times smaller a backend's gain and shift of a norm are than the checkpoint's: powers of two; None if all are 1."""
     share: Any = np.ones(len(prepared["bias"]))
     for own in ("bias", "weight"):
-        given = np.asarray(model.tensors[".".join((*path, own))], np.float64)
-        held = np.asarray(model.ops.to_numpy(prepared[own]), np.float64)
+        given, held = model.tensors[".".join((*path, own))], model.ops.to_numpy(prepared[own])
+        if given is held or np.array_equal(given, held):
+            continue
+        given, held = (np.asarray(x, np.float64) for x in (given, held))
         told = (given != 0) & (held != 0) & np.isfinite(given) & np.isfinite(held)
         ratio = np.where(told, given, 1) / np.where(told, held, 1)
         share = np.where(told, 2.0 ** np.rint(np.log2(np.abs(ratio))), share)
@@ -246,9 +275,9 @@ class Tapped:
     def _all_points(self) -> dict[int, Point]:
         return {weight: point for _, part in self.heard for weight, point in part.points().items()}
 
-    def begin(self, rows: Rows) -> None:
+    def begin(self, rows: Rows, inputs: dict[str, Any] | None) -> None:
         for listener, part in self.heard:
-            listener.trace.calls.append(Call(part.prefix, rows))
+            listener.trace.calls.append(Call(part.prefix, rows, inputs=inputs))
 
     def recorded(
         self,
@@ -284,9 +313,13 @@ class Tapped:
             return self._pass((point.product, *point.result), ops.linear(x, weight, bias))
         if not self._wanted(point.product):
             return self._pass(point.result, ops.linear(x, weight, bias, activation, residual))
+        steps = ops.in_steps(x, weight, bias, activation, residual)
+        if steps is not None:
+            product, finish = steps
+            return self._pass(point.result, finish(self._pass((point.product,), product)))
         product = ops.linear(x, weight, bias)
         y = self._pass((point.product,), product)
-        if y is product and not ops.apart(weight):
+        if y is product:
             y = ops.linear(x, weight, bias, activation, residual)
         else:
             y = y if activation is None else ops.activation(y, activation)
@@ -311,7 +344,7 @@ class Tapped:
         if wanted:
             found = self.ops.attention(*given, True)[1] if found is None else found
             assert found is not None
-            shown = _packed([self.ops.to_numpy(p) for p in found], sequences)
+            shown = _packed([self.ops.to_numpy(p) for p in found], sequences, own=not probs)
             replaced = self._hear(f"{self.own}.probs", shown)
             if replaced is not None:
                 own = _unpacked(replaced, found)
@@ -330,7 +363,7 @@ class Tapped:
         """What passes on of what an op gave, known by these names one after another: itself, unless a function replaces it."""
         if not self._wanted(*names):
             return flow
-        shown, replaced = self._shown(flow)[:, :width], None
+        shown, replaced = self._shown(flow, width), None
         shown = shown if share is None else shown * share
         for name in names:
             given = self._hear(name, shown)
@@ -341,8 +374,8 @@ class Tapped:
         """The same, of what stands side by side."""
         if not self._wanted(*names):
             return flow
-        shown = np.split(self.ops.to_numpy(flow), len(names), 1)
-        replaced = [self._hear(name, _copied(part)) for name, part in zip(names, shown, strict=True)]
+        shown = [_copied(part) for part in np.split(self.ops.to_numpy(flow), len(names), 1)]
+        replaced = [self._hear(name, part) for name, part in zip(names, shown, strict=True)]
         if all(given is None for given in replaced):
             return flow
         return self._back(np.hstack([old if new is None else new for old, new in zip(shown, replaced, strict=True)]), flow)
@@ -373,8 +406,11 @@ class Tapped:
         shown.flags.writeable = False
         mine.arrays[name] = shown
 
-    def _shown(self, flow: Array) -> Any:
-        return _copied(self.ops.to_numpy(flow))
+    def _shown(self, flow: Array, width: int | None = None) -> Any:
+        """An array that is nobody else's, of so many columns; what was no NumPy array has become one of its own."""
+        shown = self.ops.to_numpy(flow)
+        whole = not isinstance(flow, np.ndarray) and width in (None, shown.shape[1]) and shown.dtype.itemsize >= 4
+        return shown if whole else _copied(shown[:, :width])
 
     def _back(self, array: Any, flow: Array) -> Array:
         """An array as the op would have given it, in fewer bits where those hold its numbers."""
@@ -398,7 +434,10 @@ def _copied(x: Any) -> Any:
     return np.array(x, np.float32 if x.dtype.itemsize < 4 else x.dtype, order="C")
 
 
-def _packed(probabilities: list[Any], sequences: Sequences) -> Any:  # B x (H, Sq, Sk) -> (T, H, K)
+def _packed(probabilities: list[Any], sequences: Sequences, own: bool = False) -> Any:  # B x (H, Sq, Sk) -> (T, H, K)
+    """Probabilities by rows; `own` says that nobody else holds them, so that those of one text need no copy."""
+    if own and len(probabilities) == 1:
+        return probabilities[0].transpose(1, 0, 2)
     heads, longest = len(probabilities[0]), max(p.shape[2] for p in probabilities)
     packed = np.zeros((int(sequences.query_start[-1]), heads, longest), probabilities[0].dtype)
     for p, start in zip(probabilities, sequences.query_start[:-1], strict=True):

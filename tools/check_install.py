@@ -1,13 +1,15 @@
 """Hold an installation to its promises: size beyond NumPy's own, time to import, time until the command line works.
 
-    python tools/check_install.py        # in an environment with the core install alone, outside the checkout
-    python tools/check_install.py --text # with the text extra: the command line's start
+    python tools/check_install.py           # in an environment with the core install alone, outside the checkout
+    python tools/check_install.py --kernels # the same of a wheel that has compiled kernels: they run, without Numba
+    python tools/check_install.py --text    # with the text extra: the command line's start
 
 Times are by the clock, the least of many runs in turn with their baseline, since other work on the machine only ever adds.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 import time
@@ -34,12 +36,20 @@ def hold(name: str, value: float, most: float, unit: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--text", action="store_true")
-    if parser.parse_args().text:
+    given = parser.parse_args()
+    if given.text:
         start = min(seconds("-m", "tinyroberta", "fill-mask", "--help") for _ in range(RUNS))
         loaded = "import tokenizers, rich.table, tinyroberta.cli, tinyroberta.tasks.fill_mask"
         imported = min(seconds("-c", loaded) for _ in range(RUNS))
         return 0 if hold("command line, all it imports", max(start, imported), MOST_START_SECONDS, "s") else 1
+    if given.kernels:
+        from tinyroberta.backends.numba import shipped  # raises where there are none and no Numba
+
+        print(*shipped.describe(), sep="\n")
+        if shipped.library() is None or importlib.util.find_spec("numba") is not None:
+            return 1
     size = sum(megabytes(name) for name in ("tinyroberta", "safetensors", "ml_dtypes"))
     pairs = [(seconds("-c", "import numpy"), seconds("-c", "import tinyroberta")) for _ in range(RUNS)]
     more = min(ours for _, ours in pairs) - min(numpy for numpy, _ in pairs)

@@ -849,7 +849,7 @@ NEGATIVE, NEUTRAL or POSITIVE, for `text-classification`.
         {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}},
         16,
         0.1,
-        1.5,
+        2.5,
         entities,
         """# Named entities
 
@@ -865,7 +865,7 @@ entities count, with their kind.""",
         {},
         32,
         0.05,
-        1.5,
+        3,
         answers,
         """# Answers to questions about a text
 
@@ -882,7 +882,7 @@ RESTAURANTS-8K, books, and every fifth article of XQuAD.""",
         {},
         48,
         0.0,
-        1,
+        3,
         choices,
         """# Which sentence comes next
 
@@ -896,7 +896,7 @@ book. {held} books, which the masked model has not seen either, were held out.""
         {},
         48,
         0.0,
-        1,
+        2.5,
         sentences,
         """# Sentence vectors
 
@@ -912,7 +912,7 @@ a sentence finds the one that follows it among 1,000.""",
         {"is_decoder": True, "num_hidden_layers": 3},
         None,
         0.0,
-        2.5,
+        7,
         causal,
         """# A model that writes
 

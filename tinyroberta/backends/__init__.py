@@ -15,8 +15,10 @@ from ..errors import Error
 Array = Any
 Activation = str | Callable[[Any], Any]
 
-BACKENDS = ("numpy", "numba", "cupy")
-REPRODUCIBLE = {"numpy": "bitwise", "numba": "numba.reproducible"}  # the same bits on every machine; cupy refuses by itself
+BACKENDS = ("numpy", "cpu", "cupy")
+MODULES = {"cpu": "numba"}  # where it is another than the name
+REPRODUCIBLE = {"numpy": "bitwise", "cpu": "numba.reproducible"}  # the same bits on every machine; cupy refuses by itself
+FORMERLY = {"numba": "cpu"}
 DTYPES = ("float32", "float64")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -56,7 +58,9 @@ class Backend(Protocol):
     def linear(
         self, x: Array, weight: Array, bias: Array, activation: Activation | None = None, residual: Array | None = None
     ) -> Array: ...
-    def apart(self, weight: Array) -> bool: ...
+    def in_steps(
+        self, x: Array, weight: Array, bias: Array, activation: Activation | None, residual: Array | None
+    ) -> tuple[Array, Callable[[Array], Array]] | None: ...
     def attention(
         self,
         q: Array,
@@ -81,23 +85,29 @@ class Backend(Protocol):
 
 
 def default_backend() -> str:
-    """numba, or numpy where Numba is not installed or does not work."""
+    """cpu, or numpy where neither compiled kernels for this machine came with the package nor Numba is there to compile them."""
     try:
-        load_backend("numba")
+        load_backend("cpu")
     except Error:
         return "numpy"
-    return "numba"
+    return "cpu"
+
+
+def backend_name(name: str) -> str:
+    """A backend's name, of it or of one that it had before; raises Error on another."""
+    name = FORMERLY.get(name, name)
+    if name not in BACKENDS:
+        raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
+    return name
 
 
 def load_backend(name: str | None = None, reproducible: bool = False) -> Backend:
     """The backend of a name, or the default one; raises Error on an unknown name and where what it needs is not there."""
-    name = name or default_backend()
-    if name not in BACKENDS:
-        raise Error(f"there is no backend {name!r}; this version has {', '.join(BACKENDS)}")
-    module = REPRODUCIBLE.get(name, name) if reproducible else name
+    name = backend_name(name or default_backend())
+    module = (REPRODUCIBLE if reproducible else MODULES).get(name, name)
     try:
         return cast(Backend, importlib.import_module(f"{__name__}.{module}"))
     except ImportError as error:
-        if name != "numba":
+        if name != "cpu":
             raise
-        raise Error(f"backend {name!r} needs Numba: pip install 'tinyroberta[cpu]' ({error})") from error
+        raise Error(f"backend {name!r} needs Numba here: pip install 'tinyroberta[cpu]' ({error})") from error

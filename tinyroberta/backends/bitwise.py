@@ -18,6 +18,7 @@ numba compiles the functions from `exp` to `sqrtsoftplus` from here, with `where
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,15 +26,15 @@ import numpy as np
 from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
-from .numpy import _threadpoolctl, apart, asarray, attend, embed, keeps_alike, recorded, running, to_numpy
+from .numpy import _threadpoolctl, asarray, attend, embed, finish, keeps_alike, recorded, running, to_numpy
 from .records import PRODUCTS, WORDS, Activated, Dense, Norm, Normed, Table, each, mapped
 
 __all__ = [
     "activation",
-    "apart",
     "asarray",
     "attention",
     "embed",
+    "in_steps",
     "keeps_alike",
     "layer_norm",
     "linear",
@@ -419,6 +420,13 @@ def linear(
     if activation is not None:
         y = _activate(y, activation)
     return y if residual is None else y + residual
+
+
+def in_steps(
+    x: Array, weight: list[Weight], bias: Array, activation: Activation | None, residual: Array | None
+) -> tuple[Array, Callable[[Array], Array]] | None:
+    """As the NumPy backend's."""
+    return linear(x, weight, bias), partial(finish, _activate, activation=activation, residual=residual)
 
 
 # Weights.

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
@@ -52,9 +53,19 @@ def linear(
     return y
 
 
-def apart(weight: Array) -> bool:  # noqa: ARG001
-    """Whether `linear` gives the same bits in one call as in three steps: `linear` alone, `activation`, plus the residual."""
-    return True
+def in_steps(
+    x: Array, weight: Array, bias: Array, activation: Activation | None, residual: Array | None
+) -> tuple[Array, Callable[[Array], Array]] | None:
+    """x W^T + b, and what makes the result of `linear` of it, to the bit; None where two steps give other bits than one."""
+    return linear(x, weight, bias), partial(finish, _activate, activation=activation, residual=residual)
+
+
+def finish(
+    activate: Callable[[Array, Activation], Array], y: Array, activation: Activation | None, residual: Array | None
+) -> Array:
+    """activation(y) + residual by a backend's function for activations."""
+    y = y if activation is None else activate(y, activation)
+    return y if residual is None else y + residual
 
 
 def attention(
@@ -314,5 +325,5 @@ def _threadpoolctl() -> Any:
     try:
         import threadpoolctl
     except ImportError as error:
-        raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[cpu]'") from error
+        raise Error("threads= on the NumPy backend needs threadpoolctl: pip install 'tinyroberta[threads]'") from error
     return threadpoolctl

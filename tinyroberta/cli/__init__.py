@@ -9,7 +9,7 @@ from typing import NoReturn
 from .. import __version__, terminal
 from ..errors import Error
 from ..terminal import tell
-from . import answer, choose, classify, convert, embed, fill_mask, generate, info, inspect, rerank, serve, tag, warmup
+from . import answer, choose, classify, compare, convert, embed, fill_mask, generate, info, inspect, rerank, serve, tag, warmup
 
 COMMANDS = {
     "fill-mask": (fill_mask, "fill the <mask> in sentences"),
@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": (serve, "a model behind HTTP, for the clients of text-embeddings-inference and OpenAI"),
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
+    "compare": (compare, "say where two runs of a model part"),
     "info": (info, "say what runs on this machine"),
     "warmup": (warmup, "compile the CPU backend ahead of its first use"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import Error
+from ..progress import counted
 from ..terminal import tell
 from .reading import Item, begun
 from .writing import check_out, is_whole, plain, writing
@@ -34,18 +35,18 @@ def answer_texts(
         return _print(arguments.json, lists, respond, show)
     settings = {name: value for name, value in vars(arguments).items() if name not in UNTOLD}
     with writing(out, settings) as writer:
-        for items in writer.todo(lists):
-            pairs: list[tuple[Item, Mapping[str, Any]]] = []
-            for item, answer in _answers(items, respond):
-                if isinstance(answer, Error):
-                    writer.write(pairs)
-                    kept = f"{writer.answers} answers are kept in {writer.part}, and the same command goes on behind them"
-                    raise Error(f"{item.where + ': ' if item.where else ''}{answer}; {kept}")
-                pairs.append((item, answer))
-                if len(pairs) == TOGETHER:
-                    writer.write(pairs)
-                    pairs = []
-            writer.write(pairs)
+        answers = (pair for items in writer.todo(lists) for pair in _answers(items, respond))
+        pairs: list[tuple[Item, Mapping[str, Any]]] = []
+        for item, answer in counted(answers, None, arguments.command, "texts"):
+            if isinstance(answer, Error):
+                writer.write(pairs)
+                kept = f"{writer.answers} answers are kept in {writer.part}, and the same command goes on behind them"
+                raise Error(f"{item.where + ': ' if item.where else ''}{answer}; {kept}")
+            pairs.append((item, answer))
+            if len(pairs) == TOGETHER:
+                writer.write(pairs)
+                pairs = []
+        writer.write(pairs)
     print(f"{out}: {writer.answers} texts")
     return 0
 

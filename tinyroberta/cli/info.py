@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Print the version, the backends and what each of them runs on."""
     print(f"tinyroberta {__version__}")
     default = default_backend()
-    for name in ("numba", "cupy"):
+    for name in ("cpu", "cupy"):
         try:
             backend: Any = load_backend(name)
         except Error as error:

@@ -13,7 +13,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="PATH_OR_REPO", help="a checkpoint's folder, file or Hub repository (the embedded model)"
     )
     parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    parser.add_argument("--backend", help="numba or numpy (numba where it is installed; numpy for the embedded model)")
+    parser.add_argument("--backend", help="cpu or numpy (cpu where its kernels are there; numpy for the embedded model)")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of products: load's matmul_precision (highest)"
     )

@@ -14,6 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     """Compile the CPU backend's kernels and keep them, for container images and the like: later processes compile nothing."""
-    compiled: Any = load_backend("numba")
+    compiled: Any = load_backend("cpu")
     compiled.warmup(lambda line: print(line, file=sys.stderr, flush=True))
     return 0

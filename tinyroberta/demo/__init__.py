@@ -20,6 +20,7 @@ TASKS = {  # transformers' name of a task, and the folder of what it adds to the
     "fill-mask": None,
     "text-classification": "sentiment",
     "token-classification": "entities",
+    "question-answering": "answers",
     "feature-extraction": "sentences",
     "embed": "sentences",
 }

@@ -84,12 +84,14 @@ def is_pair(given: Any) -> bool:
 
 
 def pair_of(text: Any) -> Any:
-    """A text, or a pair as the tokenizer reads it; an Error where it is neither."""
-    if not isinstance(text, dict):
-        return Error("a text is a list: a pair of texts is a tuple, or a dictionary") if isinstance(text, list) else text
-    if not {"text"} <= text.keys() <= {"text", "text_pair"}:
-        return Error(f'a text has the keys {", ".join(map(str, text))}; it must have "text", and may have "text_pair"')
-    return (text["text"], text["text_pair"]) if text.get("text_pair") is not None else text["text"]
+    """A text, or a pair as the tokenizer reads it: one without a second text is none, as in transformers. Else an Error."""
+    if isinstance(text, dict):
+        if not {"text"} <= text.keys() <= {"text", "text_pair"}:
+            return Error(f'a text has the keys {", ".join(map(str, text))}; it must have "text", and may have "text_pair"')
+        text = (text["text"], text["text_pair"]) if text.get("text_pair") is not None else text["text"]
+    if isinstance(text, list):
+        return Error("a text is a list: a pair of texts is a tuple, or a dictionary")
+    return text[0] if is_pair(text) and isinstance(text[1], str) and not text[1] else text
 
 
 @ieee

@@ -166,6 +166,8 @@ def read_recipe(folder: Path) -> Recipe:
             after.append(layer)
             width = len(layer.weight)
         elif kind == "Normalize" and pooling is not None:
+            if (place / "config.json").is_file():
+                _of_sentences(place / "config.json", kind)
             after.append(Normalize())
         elif kind in ("Pooling", "Dense", "Normalize"):
             raise Error(
@@ -257,10 +259,7 @@ def _pooling(place: Path, hidden_size: int) -> tuple[Pooling, int]:
 
 def _dense(place: Path, width: int) -> Dense:
     file = place / "config.json"
-    config = read_json(file)
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise Error(f"{file}: {key} is {config[key]!r}; a Dense layer of sentence_embedding is read here")
+    config = _of_sentences(file, "Dense")
     I, O = config.get("in_features"), config.get("out_features")
     if type(I) is not int or type(O) is not int or width != I or O < 1:
         raise Error(f"{file}: a Dense layer from {I} to {O} numbers cannot follow vectors of {width}")
@@ -271,6 +270,15 @@ def _dense(place: Path, width: int) -> Dense:
     bias = tensor(stored, "linear.bias", (O,), place) if config.get("bias", True) else None
     activation = activation_of(config.get("activation_function"), "tanh", file)
     return Dense(tensor(stored, "linear.weight", (O, I), place), bias, activation, residual)
+
+
+def _of_sentences(file: Path, kind: str) -> dict[str, Any]:
+    """A module's settings; raises Error where it reads or makes anything but the one vector of a text."""
+    config = read_json(file)
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise Error(f"{file}: {key} is {config[key]!r}; {kind} of sentence_embedding is read here")
+    return config
 
 
 def open_weights(folder: Path, name: str) -> Stored:

@@ -193,7 +193,10 @@ def _tag(label: str) -> tuple[bool, str]:
 
 
 def _without_overlaps(entities: list[Entity]) -> list[Entity]:
-    """Of entities of several windows that overlap, the longer one, or the likelier of two as long."""
+    """Of entities of several windows that overlap, the longer one, or the likelier of two as long.
+
+    transformers gives the first entity twice where that is of no character, a space before a word; here it is given once.
+    """
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda entity: entity["start"]):
         before = kept[-1] if kept else None

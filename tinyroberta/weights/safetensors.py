@@ -33,7 +33,7 @@ PIECE = 2**24
 
 class Tensors(Mapping[str, Array]):
     """The tensors of one or more files, by name, as read-only views of the mapped files; from their metadata `aliases` and
-    `format`, the framework that wrote them ("pt", "tf", "flax").
+    `format`, the framework that wrote them ("pt", "tf", "flax"), and `metadata`, all of it.
 
     Nothing is read before it is looked at. Raises Error where a file is corrupt or a tensor has a dtype that no weight has.
     """
@@ -43,6 +43,7 @@ class Tensors(Mapping[str, Array]):
         self._paths: dict[str, Path] = {}
         self.aliases: dict[str, str] = {}
         self.format = ""
+        self.metadata: dict[str, str] = {}
         for path in paths:
             self._open(path)
 
@@ -70,6 +71,7 @@ class Tensors(Mapping[str, Array]):
         if offset != len(mapped):
             raise Error(f"{path} is not a whole safetensors file: {offset} bytes are described, it has {len(mapped)}")
         self.format = metadata.get("format", self.format)
+        self.metadata |= metadata
         self.aliases |= {name: kept for name, kept in metadata.items() if kept in self._views and name not in self._views}
 
     def __getitem__(self, name: str) -> Array:
@@ -190,7 +192,7 @@ def save_tensors(
     count = len(groups)
     files = ["model.safetensors"] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, group in zip(files, groups, strict=True):
-        _write(folder / file, group, written)
+        write_file(folder / file, group, written=written)
     index = folder / "model.safetensors.index.json"
     if count > 1:
         total = sum(value.nbytes for value in tensors.values())
@@ -203,10 +205,18 @@ def save_tensors(
             path.unlink()
 
 
-def _write(path: Path, tensors: Mapping[str, Array], written: Callable[[int], object]) -> None:
-    """One file: the header's length in 8 bytes, the header, the tensors, those of wider numbers first so that all are aligned."""
+def write_file(
+    path: Path,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    written: Callable[[int], object] = lambda _: None,
+) -> None:
+    """One file, whole or not at all: the header's length in 8 bytes, the header, the tensors.
+
+    Those of wider numbers come first, so that all are aligned.
+    """
     ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for name, value in ordered:
         if value.dtype not in NAMES:

@@ -29,18 +29,18 @@ if not _devices or int(cp.cuda.Device().compute_capability) < 80:
 
 from .attention import attention, keeps_alike
 from .device import describe
-from .ops import activation, apart, asarray, embed, layer_norm, linear, to_numpy
+from .ops import activation, asarray, embed, in_steps, layer_norm, linear, to_numpy
 from .recording import recorded
 from .sequences import running
 from .weights import prepare
 
 __all__ = [
     "activation",
-    "apart",
     "asarray",
     "attention",
     "describe",
     "embed",
+    "in_steps",
     "keeps_alike",
     "layer_norm",
     "linear",

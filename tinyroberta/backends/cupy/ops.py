@@ -131,9 +131,15 @@ def _sliced_linear(x: Array | Cut, weight: Sliced, bias: Array, which: int, resi
     return y if fused else elementwise(y, which, residual, y)
 
 
-def apart(weight: Matrix | Sliced) -> bool:  # noqa: ARG001
-    """As the NumPy backend's: never, since in one call kernels and the library round less often, each at places of its own."""
-    return False
+def in_steps(
+    x: Array,  # noqa: ARG001
+    weight: Matrix | Sliced,  # noqa: ARG001
+    bias: Array,  # noqa: ARG001
+    activation: Activation | None,  # noqa: ARG001
+    residual: Array | None,  # noqa: ARG001
+) -> tuple[Array, Callable[[Array], Array]] | None:
+    """As the NumPy backend's: none, since in one call kernels and the library round less often, each at places of its own."""
+    return None
 
 
 def activation(x: Array, name: Activation) -> Array:

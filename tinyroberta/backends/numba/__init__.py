@@ -23,11 +23,11 @@ Words that the files here use:
     unit      what multiplies: tiles, dots, digits, fma or blas (a Weight's); an Operand's is the numbers of a step
 
 Read operands.py first, which says what a product reads, then products/, attention/ and norm.py, which compute. machine/ has the
-CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py keeps its machine code, buffers.py
-its memory, and recordings.py plays again what a size of input has run.
+CPU's instructions. arguments.py names what a kernel is given, threads.py runs it, compiled.py and shipped.py have its code,
+buffers.py its memory, and recordings.py plays again what a size of input has run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,13 +39,13 @@ from ...errors import Error
 from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
-from ..numpy import keeps_alike, relative
+from ..numpy import finish, keeps_alike, relative
 from ..records import ACTIVATION, ATTENTION, Dense, each
 from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
 from .buffers import by_numpy
 from .compiled import keep_promises, warmup
-from .operands import BF16, Cut, Operand, whole_rows
+from .operands import BF16, ROUNDED, Cut, Operand, whole_rows
 from .paths import chosen_path, describe
 from .products import blas, fma, levels, outputs
 from .recordings import Prepared, recorded
@@ -53,11 +53,11 @@ from .threads import limited
 
 __all__ = [
     "activation",
-    "apart",
     "asarray",
     "attention",
     "describe",
     "embed",
+    "in_steps",
     "keeps_alike",
     "layer_norm",
     "linear",
@@ -119,9 +119,20 @@ def linear(
     return product(x, weight.panels, weight.shape[0], bias, name, residual)
 
 
-def apart(weight: Weight | list[Weight]) -> bool:
-    """As the NumPy backend's: not where bf16 is handed on, which is rounded after the activation only, and that a rougher one."""
-    return isinstance(weight, list) or weight.gives == outputs.GIVES_FLOAT32
+def in_steps(
+    x: Any, weight: Weight | list[Weight], bias: Array, activation: Activation | None, residual: Array | None
+) -> tuple[Any, Callable[[Any], Any]] | None:
+    """As the NumPy backend's; what is handed on as bf16 is rounded after the activation, and that is a rougher one."""
+    if isinstance(weight, list) or weight.gives == outputs.GIVES_FLOAT32:
+        return linear(x, weight, bias), partial(finish, _activate, activation=activation, residual=residual)
+    code, blocks = activations.CODES[_name(activation) or "linear"], weight.gives == outputs.GIVES_BLOCKS
+    code = activations.ROUGH_GELU if code == activations.GELU else code
+
+    def rounded(y: Array) -> Any:
+        y = activations.activation(y, code)
+        return norm.cut(y, ROUNDED) if blocks else y.astype(bfloat16)
+
+    return linear(x, weight._replace(gives=outputs.GIVES_FLOAT32), bias), rounded
 
 
 # By unit, what multiplies cut rows by a weight's panels; products of digits are equal to the bit on all three.
@@ -162,12 +173,16 @@ def attention(
 
 def activation(x: Array, name: Activation) -> Array:
     """One of transformers' ACT2FN by name; raises Error for a Python function."""
+    return _activate(x, name)
+
+
+def _activate(x: Array, name: Activation) -> Array:
     return activations.activation(x, activations.CODES[_name(name) or "linear"])
 
 
 def _name(activation: Activation | None) -> str | None:
     if callable(activation):
-        raise Error('hidden_act is a Python function, which backend="numba" cannot compile: name one, or use backend="numpy"')
+        raise Error('hidden_act is a Python function, which backend="cpu" cannot compile: name one, or use backend="numpy"')
     return activation
 
 
@@ -177,7 +192,7 @@ def prepare(tree: dict[str, Any], settings: Settings) -> "Prepared":
     if exact:
         bitwise.check(settings)
     elif settings.dtype != "float32":
-        raise Error(f'backend="numba" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
+        raise Error(f'backend="cpu" computes in float32; dtype="{settings.dtype}" needs backend="numpy"')
     unit, precision = levels.unit_of(chosen_path(), settings.matmul_precision, exact)
     cuts = levels.cuts_of(precision, exact)
 

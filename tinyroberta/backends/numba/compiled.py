@@ -1,5 +1,6 @@
-"""Kernels: compiled by Numba when a machine first needs them, kept as object files, and from then on loaded without Numba.
+"""Kernels, and where their machine code comes from: the wheel's library (shipped.py), or Numba, where no library fits.
 
+Numba compiles a kernel when a machine first needs it; it is kept as an object file, and from then on loaded without Numba.
 Importing Numba and reading its own cache take longer than loading a base model. So `njit`, `intrinsic` and the rest are promises
 here, which the first compilation of a process turns into Numba's; llvmlite alone loads what is kept. A file is named by a hash of
 this backend's sources, Numba, LLVM and the CPU, holds a checksum, and is written whole or not at all: an upgrade, another CPU or
@@ -19,14 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
-
-import llvmlite
-from llvmlite import binding, ir
 
 from ...errors import Error
 from ...progress import progress
 from ...weights.files import write_atomically
+from . import shipped
 from .arguments import Fields
 
 # Symbols that every process has; code that names others (Numba's runtime) is loaded after Numba itself.
@@ -52,16 +52,18 @@ def njit(function: Any = None, **options: Any) -> Any:
 
 
 def _with_kept_promises(function: Any) -> Any:
-    """A function, whose closure holds what its promises made."""
+    """A function, whose closure, and those of the functions in it, hold what their promises made."""
     for cell in function.__closure__ or ():
         if isinstance(cell.cell_contents, Promise):
             cell.cell_contents = cell.cell_contents.made()
+        elif isinstance(cell.cell_contents, FunctionType):
+            _with_kept_promises(cell.cell_contents)
     return function
 
 
 def intrinsic(function: Any) -> Any:
     """numba.extending.intrinsic, promised."""
-    return Promise(lambda: _numba("extending").intrinsic(function))
+    return Promise(lambda: _numba("extending").intrinsic(_with_kept_promises(function)))
 
 
 def _numba(name: str) -> Any:
@@ -71,6 +73,12 @@ def _numba(name: str) -> Any:
 carray: Any = Promise(lambda: _numba("carray"))
 types: Any = Promise(lambda: _numba("types"))
 cgutils: Any = Promise(lambda: importlib.import_module("numba.core.cgutils"))
+ir: Any = Promise(lambda: importlib.import_module("llvmlite.ir"))
+
+
+def llvm(make: Callable[[Any], Any]) -> Any:
+    """What is made of llvmlite.ir, promised."""
+    return Promise(lambda: make(importlib.import_module("llvmlite.ir")))
 
 
 def keep_promises() -> None:
@@ -107,13 +115,19 @@ class Kernel:
     def _load(self) -> "Loaded":
         with _compiling:
             if self._loaded is None:
-                self._loaded = _load(_kept(self) or _made(self), self.count)
+                library = shipped.library()
+                address = None if library is None else library.address(self.function)
+                if address is None:
+                    self._loaded = _load(_kept(self) or _made(self), self.count)
+                else:
+                    self._loaded = Loaded(library, address, _callable(address, self.count))
         return self._loaded
 
     @property
     def kept(self) -> bool:
         """Whether its machine code is in a file."""
-        return _kept(self) is not None
+        library = shipped.library()
+        return (library is not None and library.address(self.function) is not None) or _kept(self) is not None
 
 
 class Loaded(NamedTuple):
@@ -132,12 +146,26 @@ def _load(content: bytes, count: int) -> Loaded:
     if content[0]:
         keep_promises()
         importlib.import_module("numba.core.registry").cpu_target.target_context.refresh()
+    binding = _binding()
     machine = binding.Target.from_default_triple().create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(content[1:]))
     engine.finalize_object()
     address = engine.get_function_address(ENTRY)
-    return Loaded(engine, address, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address))
+    return Loaded(engine, address, _callable(address, count))
+
+
+def _callable(address: int, count: int) -> Any:
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address)
+
+
+@cache
+def _binding() -> Any:
+    """llvmlite.binding, ready for this machine."""
+    binding = importlib.import_module("llvmlite.binding")
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
 
 
 def _made(kernel: Kernel) -> bytes:
@@ -208,6 +236,12 @@ def _writable(folder: Path) -> bool:
 
 def _compile(kernel: Kernel) -> bytes:
     """Object code: a byte that says whether it needs Numba's runtime, then an object file."""
+    library = finished(kernel, ENTRY)
+    return bytes([not foreign(library) <= C_LIBRARY]) + bytes(library._get_compiled_object())
+
+
+def finished(kernel: Kernel, entry_name: str) -> Any:
+    """Numba's library of a kernel, compiled for the CPU that Numba compiles for; a function of this name is its entry."""
     keep_promises()
     lock = importlib.import_module("numba.core.compiler_lock").global_compiler_lock
     dispatcher, kinds = dispatcher_of(kernel)
@@ -216,7 +250,7 @@ def _compile(kernel: Kernel) -> bytes:
     library = context.codegen().create_library(kernel.name)
     library.enable_object_caching()
     module = library.create_ir_module(kernel.name)
-    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * kernel.count), ENTRY)
+    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * kernel.count), entry_name)
     builder = ir.IRBuilder(entry.append_basic_block())
     native = ir.Function(module, context.call_conv.get_function_type(types.void, kinds), result.fndesc.llvm_func_name)
     given = list(entry.args)
@@ -224,15 +258,14 @@ def _compile(kernel: Kernel) -> bytes:
         given[0] = builder.inttoptr(given[0], context.get_argument_type(kinds[0]))
     context.call_conv.call_function(builder, native, types.void, kinds, given)
     builder.ret_void()
-    if not _foreign(result.library) - {*C_LIBRARY, UNUSED}:  # without arrays of Numba's own there are none to take down
+    if not foreign(result.library) - {*C_LIBRARY, UNUSED}:  # without arrays of Numba's own there are none to take down
         unused = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()]), UNUSED)
         ir.IRBuilder(unused.append_basic_block()).ret_void()
     library.add_ir_module(module)
     library.add_linking_library(result.library)
     with lock:
         library.finalize()
-    foreign = _foreign(library)
-    return bytes([not foreign <= C_LIBRARY]) + bytes(library._get_compiled_object())
+    return library
 
 
 def _keep(kernel: Kernel, content: bytes) -> None:
@@ -269,7 +302,7 @@ def dispatcher_of(kernel: Kernel) -> tuple[Any, tuple[Any, ...]]:
     return dispatcher, kinds
 
 
-def _foreign(library: Any) -> set[str]:
+def foreign(library: Any) -> set[str]:
     """The symbols that compiled code looks for elsewhere."""
     functions = library._final_module.functions
     return {function.name for function in functions if function.is_declaration and not function.name.startswith("llvm.")}
@@ -297,21 +330,16 @@ def _folders() -> list[Path]:
 
 
 def _file(kernel: Kernel, sources: str = "") -> str:
-    return f"{kernel.function.__module__.rpartition('.')[2]}.{kernel.name}.{sources or _sources()}.{_machine()}.o"
-
-
-@cache
-def _sources() -> str:
-    files = [*sorted(Path(__file__).parent.rglob("*.py")), Path(__file__).parents[1] / "bitwise.py"]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return f"{kernel.function.__module__.rpartition('.')[2]}.{kernel.name}.{sources or shipped.sources()}.{_machine()}.o"
 
 
 @cache
 def _machine() -> str:
     """A hash of what else decides on the code: LLVM, Numba and its variables, the CPU."""
     variables = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] not in OTHERWISE)
+    binding = _binding()
     cpu = (binding.get_process_triple(), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
-    told = (llvmlite.__version__, (FOLDER / "_version.py").read_bytes(), cpu, variables)
+    told = (importlib.import_module("llvmlite").__version__, (_numba_folder() / "_version.py").read_bytes(), cpu, variables)
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
@@ -329,7 +357,9 @@ def warmup(tell: Callable[[str], object] = lambda _: None) -> None:
     _announced, _lamented, kernels = True, True, lacking()
     if not kernels:
         all_of = sum(kernel.missing() is None for kernel in Kernel.every)
-        tell(f"nothing to compile: all {all_of} kernels for this CPU are kept already")
+        library = shipped.library()
+        where = "are kept already" if library is None else f"came with the package, in its library {library.name}"
+        tell(f"nothing to compile: all {all_of} kernels for this CPU {where}")
     for number, kernel in enumerate(kernels, 1):
         tell(f"compiling {number} of {len(kernels)}: {kernel.name.replace('_', ' ')}")
         kernel.address  # noqa: B018
@@ -370,9 +400,15 @@ def _forget() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
-_found = importlib.util.find_spec("numba")
-if _found is None or _found.origin is None:
-    raise ImportError("Numba is not installed", name="numba")
-FOLDER = Path(_found.origin).parent  # Numba's, which is not imported
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
+
+def _numba_folder() -> Path:
+    """Numba's, which is not imported; raises ModuleNotFoundError where it is not installed."""
+    found = importlib.util.find_spec("numba")
+    if found is None or found.origin is None:
+        why = "Numba is not installed" if shipped.library() else f"{shipped.reason_against()}, and Numba is not installed"
+        raise ModuleNotFoundError(why, name="numba")
+    return Path(found.origin).parent
+
+
+if shipped.library() is None:
+    _numba_folder()  # without it there is no machine code

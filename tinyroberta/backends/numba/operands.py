@@ -80,9 +80,13 @@ def whole_rows(x):  # Cut -> (T, K) float32
     """The numbers that cut rows stand for."""
     T, K = x.shape
     if x.operand.kind == BF16:
-        rows = x.blocks.view(np.uint16)[:, :, 0].swapaxes(1, 2)
-        bits = rows.reshape(-1, rows.shape[2] * x.operand.unit).astype(np.uint32) << 16
-        return np.ascontiguousarray(bits.view(np.float32)[:T, :K])
-    digits = x.blocks.astype(np.float64) / 256.0 ** np.arange(x.operand.slices)[:, None, None]
-    rows = digits.sum(2).swapaxes(1, 2).reshape(len(x.scales), -1) * x.scales[:, None]
-    return rows[:T, :K].astype(np.float32)
+        bits = x.blocks.view(np.uint16)[:, :, 0].swapaxes(1, 2).astype(np.uint32, order="C")  # no second array: memory costs most
+        bits <<= 16
+        return np.ascontiguousarray(bits.view(np.float32).reshape(len(bits) * bits.shape[1], -1)[:T, :K])
+    numbers = x.blocks[:, :, 0].swapaxes(1, 2).astype(np.float32, order="C")
+    for digits in range(1, x.operand.slices):  # 24 bits at most, which float32 holds
+        numbers *= 256
+        numbers += x.blocks[:, :, digits].swapaxes(1, 2)
+    rows = numbers.reshape(len(x.scales), -1)
+    rows *= (x.scales / np.float32(256 ** (x.operand.slices - 1)))[:, None]
+    return np.ascontiguousarray(rows[:T, :K])

@@ -8,6 +8,7 @@ import os
 import platform
 
 from ...errors import Error
+from . import shipped
 from .compiled import Kernel
 from .machine import amx
 from .machine.features import BF16_DOTS, FEATURES, FUSED
@@ -60,6 +61,10 @@ def describe() -> list[str]:
     else:
         lines += [f"  not {other}: {reason_against(other)}" for other in PATHS[: PATHS.index(path)]]
     lines.append(f"threads: {allowed_threads()} of {os.cpu_count()} CPUs")
-    kernels = [kernel for kernel in Kernel.every if kernel.missing() is None]
-    lines.append(f"compiled: {sum(kernel.kept for kernel in kernels)} of {len(kernels)} kernels; `tinyroberta warmup` does all")
+    lines += shipped.describe()
+    if shipped.library() is None:
+        kernels = [kernel for kernel in Kernel.every if kernel.missing() is None]
+        lines.append(
+            f"compiled: {sum(kernel.kept for kernel in kernels)} of {len(kernels)} kernels; `tinyroberta warmup` does all"
+        )
     return lines

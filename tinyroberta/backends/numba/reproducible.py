@@ -5,15 +5,15 @@ Weights are prepared for products of digits, and attention rounds every product;
 
 from .. import Sequences
 from ..bitwise import relative
-from . import Array, activation, apart, asarray, embed, keeps_alike, layer_norm, linear, prepare, recorded, running, to_numpy
+from . import Array, activation, asarray, embed, in_steps, keeps_alike, layer_norm, linear, prepare, recorded, running, to_numpy
 from .attention import float32
 
 __all__ = [
     "activation",
-    "apart",
     "asarray",
     "attention",
     "embed",
+    "in_steps",
     "keeps_alike",
     "layer_norm",
     "linear",

@@ -11,15 +11,14 @@ import sys
 from functools import cache
 
 import numpy as np
-from llvmlite import ir
 
 from ..buffers import aligned
-from ..compiled import cgutils, intrinsic, types
+from ..compiled import cgutils, intrinsic, ir, llvm, types
 from .emit import I8, I64
 from .features import FEATURES, X86
 
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA, SYS_ARCH_PRCTL = 0x1023, 18, 158
-POINTER = I8.as_pointer()
+POINTER = llvm(lambda ir: ir.IntType(8).as_pointer())
 
 CONFIG = aligned((64,), np.uint8)  # palette 1; eight tiles of 16 rows x 64 bytes
 CONFIG[:] = 0

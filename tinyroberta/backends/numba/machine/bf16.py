@@ -1,8 +1,6 @@
 """bf16 from float32, 16 numbers at a time: rounding, splitting into parts, and laying out pairs for products."""
 
-from llvmlite import ir
-
-from ..compiled import cgutils, intrinsic, types
+from ..compiled import cgutils, intrinsic, ir, types
 from .emit import I32, INTEGERS, LANES, SHORTS, broadcast, load_at, store_at
 from .features import BF16_DOTS
 

@@ -4,14 +4,18 @@
 functions, with a builder.
 """
 
-from llvmlite import ir
+from ..compiled import cgutils, ir, llvm
 
-from ..compiled import cgutils
 
-I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-LANES = ir.VectorType(F32, 16)
-INTEGERS = ir.VectorType(I32, 16)
-SHORTS = ir.VectorType(I16, 16)
+def integer(bits):
+    return llvm(lambda ir: ir.IntType(bits))
+
+
+I1, I8, I16, I32, I64 = map(integer, (1, 8, 16, 32, 64))
+F32 = llvm(lambda ir: ir.FloatType())
+LANES = llvm(lambda ir: ir.VectorType(ir.FloatType(), 16))
+INTEGERS = llvm(lambda ir: ir.VectorType(ir.IntType(32), 16))
+SHORTS = llvm(lambda ir: ir.VectorType(ir.IntType(16), 16))
 
 
 def call_void(builder, name, kinds, args):
@@ -23,12 +27,14 @@ def prefetch_line(builder, address):
     call_void(builder, "llvm.prefetch.p0", [I8.as_pointer(), I32, I32, I32], [pointer, I32(0), I32(2), I32(1)])
 
 
-def load_at(builder, address, kind=LANES):
+def load_at(builder, address, kind=None):
+    kind = kind or LANES
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=2)
 
 
-def broadcast(builder, x, kind=LANES):
+def broadcast(builder, x, kind=None):
     """16 lanes of one number."""
+    kind = kind or LANES
     nothing = ir.Constant(kind, ir.Undefined)
     return builder.shuffle_vector(builder.insert_element(nothing, x, I32(0)), nothing, ir.Constant(INTEGERS, [0] * 16))
 

@@ -1,13 +1,19 @@
-"""What the CPU has, as LLVM names it."""
+"""What the machine code of this process may use, as LLVM names it: what its library was made for, or what LLVM compiles for."""
 
-import os
+from ..shipped import X86, asked, library
 
-from llvmlite import binding
+__all__ = ["BF16_DOTS", "FEATURES", "FUSED", "X86"]
 
-# What Numba compiles for: this machine, or what its variables say.
-_asked = os.environ.get("NUMBA_CPU_FEATURES", "" if os.environ.get("NUMBA_CPU_NAME") == "generic" else None)
-_flags = (binding.get_host_cpu_features().flatten() if _asked is None else _asked).split(",")
-FEATURES = {flag[1:] for flag in _flags if flag.startswith("+")}
-X86 = binding.get_process_triple().split("-")[0] in ("x86_64", "amd64")
+
+def _of_llvm() -> set[str]:
+    """This machine's, or what is asked for."""
+    from llvmlite import binding
+
+    given = asked()
+    return {name for name, there in binding.get_host_cpu_features().items() if there} if given is None else given
+
+
+_shipped = library()
+FEATURES = _of_llvm() if _shipped is None else set(_shipped.target.features)
 BF16_DOTS = {"avx512f", "avx512bf16"} <= FEATURES  # with them come instructions that round to bf16
 FUSED = "fma" in FEATURES or "neon" in FEATURES  # else llvm.fma is a call of the C library's

@@ -1,9 +1,8 @@
 """16 float32 in a register: arithmetic, and loops over memory 16 numbers at a time."""
 
 import numpy as np
-from llvmlite import ir
 
-from ..compiled import cgutils, intrinsic, types
+from ..compiled import cgutils, intrinsic, ir, types
 from ..sizes import SUMS
 from .emit import F32, I32, I64, INTEGERS, LANES, load_at, store_at
 from .features import FUSED
@@ -192,11 +191,11 @@ def sum_lanes(squares):
 
     Zeros must fill the last 64.
     """
-    wide = ir.VectorType(F32, 64)
 
     @intrinsic
     def total(typingctx, x, count):
         def codegen(context, builder, signature, args):
+            wide = ir.VectorType(F32, 64)
             sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * 64))
             steps = builder.sdiv(builder.add(args[1], I64(63)), I64(64))
             with cgutils.for_range(builder, steps, intp=I64) as loop:

@@ -1,8 +1,6 @@
 """Memory by its address, which Numba has no name for: pointers, numbers and their bits, allocation, prefetching."""
 
-from llvmlite import ir
-
-from ..compiled import cgutils, intrinsic, types
+from ..compiled import cgutils, intrinsic, ir, types
 from .emit import F32, I8, I32, I64, call_void, prefetch_line
 
 

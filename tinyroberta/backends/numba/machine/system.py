@@ -2,9 +2,7 @@
 
 import os
 
-from llvmlite import ir
-
-from ..compiled import cgutils, intrinsic, types
+from ..compiled import cgutils, intrinsic, ir, types
 from .emit import I8, I32, I64
 
 

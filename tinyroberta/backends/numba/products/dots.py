@@ -3,9 +3,7 @@
 import itertools
 from functools import partial
 
-from llvmlite import ir
-
-from ..compiled import Kernel, cgutils, intrinsic, njit, types
+from ..compiled import Kernel, cgutils, intrinsic, ir, njit, types
 from ..machine.emit import I32, I64, INTEGERS, LANES, broadcast, load_at, prefetch_line
 from ..machine.memory import allocate, free
 from ..operands import DIGITS, ROUNDED, THREE_DIGITS, TWO_DIGITS
@@ -24,10 +22,12 @@ def dot_block(rows, operand, diagonals, fetches=1):
     """
     slices, digits = operand.slices, operand.kind == DIGITS
     kind, name = (INTEGERS, "avx512.vpdpbusd.512") if digits else (LANES, "avx512bf16.dpbf16ps.512")
-    dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
-    bytes_of_128 = ir.Constant(INTEGERS, [0x80808080 - 2**32] * 16)
+
+    def bytes_of_128():
+        return ir.Constant(INTEGERS, [0x80808080 - 2**32] * 16)
 
     def dot(builder, total, weights, rows):
+        dot_kind = ir.FunctionType(kind, [kind, INTEGERS, INTEGERS])
         return builder.call(cgutils.get_or_insert_function(builder.module, dot_kind, f"llvm.x86.{name}"), [total, weights, rows])
 
     def taken_off(builder, left, steps):  # -128 sum of a row's digits, for each row and slice
@@ -39,7 +39,7 @@ def dot_block(rows, operand, diagonals, fetches=1):
             start = builder.add(left, builder.mul(step.index, I64(slices * TILE)))
             for place, offset in places:
                 row = load_at(builder, builder.add(start, I64(offset)), kind)
-                builder.store(dot(builder, builder.load(place), bytes_of_128, row), place)
+                builder.store(dot(builder, builder.load(place), bytes_of_128(), row), place)
         add_up = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [kind]), "llvm.vector.reduce.add.v16i32")
         return [[builder.neg(builder.call(add_up, [builder.load(place)])) for place in row] for row in totals]
 
@@ -65,7 +65,7 @@ def dot_block(rows, operand, diagonals, fetches=1):
                     for j in range(slices):
                         weights = [load_at(builder, builder.add(b, I64((2 * j + half) * TILE)), INTEGERS) for half in range(2)]
                         if digits:
-                            weights = [builder.xor(weight, bytes_of_128) for weight in weights]
+                            weights = [builder.xor(weight, bytes_of_128()) for weight in weights]
                         for i, r in itertools.product(range(min(slices, diagonals - j)), range(rows)):
                             pointer = builder.inttoptr(builder.add(a, I64(i * TILE + r * ROW)), I32.as_pointer())
                             quads = broadcast(builder, builder.load(pointer, align=4), INTEGERS)

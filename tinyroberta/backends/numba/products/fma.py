@@ -3,11 +3,10 @@
 from functools import partial
 
 import numpy as np
-from llvmlite import ir
 
 from ..arguments import Fields
 from ..buffers import address, aligned, contiguous
-from ..compiled import Kernel, carray, cgutils, intrinsic, njit, types
+from ..compiled import Kernel, carray, cgutils, intrinsic, ir, njit, types
 from ..machine.bf16 import widen
 from ..machine.emit import F32, I64, LANES, broadcast, prefetch_line
 from ..machine.features import FEATURES, FUSED

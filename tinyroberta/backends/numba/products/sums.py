@@ -1,8 +1,6 @@
 """Sums of digits' products, an int32 for each diagonal, put together as float32."""
 
-from llvmlite import ir
-
-from ..compiled import carray, intrinsic, njit, types
+from ..compiled import carray, intrinsic, ir, njit, types
 from ..machine.emit import I64, INTEGERS, LANES, broadcast, load_at
 from ..machine.memory import bytes_, floats
 from ..sizes import ROW, SUMS, TILE_ROWS
