@@ -178,6 +178,14 @@ def test_a_text_has_the_same_bits_whoever_else_asks(server: Process, embedder: E
     assert passes < len(requests) + len(cut)  # or nothing was tested: several requests shared a pass
 
 
+def test_texts_share_a_pass_only_where_that_changes_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget_of(open_served(None, backend="numpy")) == 1
+    assert budget_of(open_served(None, backend="numpy", reproducible=True)) == 1024
+    compiled = open_served(None, backend="cpu")
+    monkeypatch.setenv("TINYROBERTA_CPU", "blas")
+    assert budget_of(compiled) == 1
+
+
 # What is refused
 
 

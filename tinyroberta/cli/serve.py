@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="PATH_OR_REPO", help="a checkpoint's folder, file or Hub repository (the embedded model)"
     )
     parser.add_argument("--revision", help="a branch, tag or commit of a Hub repository")
-    parser.add_argument("--backend", help="numba, numpy or cupy (numba where it is installed)")
+    parser.add_argument("--backend", help="cpu, numpy or cupy (cpu where it runs)")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of products: load's matmul_precision (highest)"
     )

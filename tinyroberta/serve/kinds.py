@@ -133,15 +133,15 @@ def vectors(found: Sequence[Any]) -> Any:  # [(D,)] -> (N, D)
 def budget_of(served: Served) -> int:
     """How many tokens go through the model together where nobody says; 1 is one text alone.
 
-    On CPUs no token gets cheaper past some hundred. A row's bits are its own in Numba's kernels and where they are reproducible;
+    On CPUs no token gets cheaper past some hundred. A row's bits are its own in the compiled kernels and where they are reproducible;
     a BLAS may round otherwise for another number of rows, so there each text has a pass of its own.
     """
     model = served.task.model
     if model.backend == "cupy":
         return 16384
     alone = model.backend == "numpy"
-    if model.backend == "numba":
-        from ..backends.numba.paths import chosen_path  # not importable without Numba
+    if model.backend == "cpu":
+        from ..backends.numba.paths import chosen_path  # not everywhere importable
 
         alone = chosen_path() == "blas"
     return 1 if alone and not model.settings.reproducible else 1024
