@@ -29,6 +29,7 @@ LAYERS = (
     ("demo", "inspect", "convert", "numerics"),
     ("tasks",),
     ("tinyroberta",),  # __init__.py: the public names
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

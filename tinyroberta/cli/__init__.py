@@ -24,6 +24,7 @@ from . import (
     info,
     inspect,
     rerank,
+    serve,
     tag,
     warmup,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
     "answer": (answer, "where a text answers a question"),
     "choose": (choose, "which of several texts goes on best"),
     "generate": (generate, "how a text goes on"),
+    "serve": (serve, "a model behind HTTP, for the clients of text-embeddings-inference and OpenAI"),
     "convert": (convert, "write a checkpoint of any format as a safetensors folder"),
     "inspect": (inspect, "print what a checkpoint holds"),
     "compare": (compare, "say where two runs of a model part"),

@@ -142,7 +142,7 @@ class Embedder(Task):
             raise Error(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}: {told}")
         given: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt, "max_length": max_length, "long": long}
         given["batch_tokens"] = batch_tokens
-        finish = self._finish(normalize, truncate_dim)
+        finish = self.finisher(normalize, truncate_dim)
         one = isinstance(texts, str)
         inputs = [texts] if one else texts
         if not isinstance(inputs, Iterable) or isinstance(inputs, bytes | bytearray | Mapping):
@@ -179,7 +179,7 @@ class Embedder(Task):
 
         texts may be batches.Chunks. A text that cannot be read raises its Error when its turn comes; keep_errors yields it.
         """
-        finish = self._finish(normalize, truncate_dim)
+        finish = self.finisher(normalize, truncate_dim)
         given: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt, "max_length": max_length, "long": long}
         answers = self._answered(texts, ("dense",), batch_tokens=batch_tokens, keep_errors=keep_errors, **given)
         return (finish(answer) if answer.error is None else answer.error for answer in answers)
@@ -255,10 +255,10 @@ class Embedder(Task):
         keep_errors: bool = False,
     ) -> Iterator[Answered]:
         """Texts with a dict of `kinds` for each of their windows."""
-        before = self._prompt(prompt_name, prompt)
+        before = self.prompt_text(prompt_name, prompt)
         if before:
             texts = mapped(lambda text: before + text if isinstance(text, str) else text, texts)
-        left_out = self._prompt_length(before) if before and not self.recipe.pooling.include_prompt else 0
+        left_out = self.left_out(before)
 
         @ieee
         def compute(windows: list[Any]) -> list[dict[str, Any]]:
@@ -269,9 +269,18 @@ class Embedder(Task):
         return self.answered(texts, compute, max_length=length, **how)
 
     def _computed(self, windows: list[Any], kinds: Sequence[str], characters: int, left_out: int) -> list[dict[str, Any]]:
-        model, ops = self.model, self.model.ops
-        types = [window.type_ids for window in windows] if reads_types(model, self.tokenizer) else None
-        states = model.packed([window.ids for window in windows], types).last_hidden_state
+        types = [window.type_ids for window in windows] if reads_types(self.model, self.tokenizer) else None
+        states = self.model.packed([window.ids for window in windows], types).last_hidden_state
+        return self.outputs(states, windows, kinds, characters, left_out)
+
+    def outputs(
+        self, states: Any, windows: list[Any], kinds: Sequence[str], characters: int = 0, left_out: int = 0
+    ) -> list[dict[str, Any]]:
+        """What windows' last hidden states (T, hidden) come to, for each "tokens", "dense", "sparse", "colbert" as `kinds` asks.
+
+        characters, left_out: of a prompt before each text, its length and the tokens of it that are not pooled.
+        """
+        ops = self.model.ops
         cuts = np.cumsum([len(window) for window in windows])[:-1]
         found: dict[str, list[Any]] = {}
         if "dense" in kinds or "tokens" in kinds:
@@ -282,13 +291,13 @@ class Embedder(Task):
             found["dense"] = [self.recipe.pooling(x, start) for x, start in zip(rows, starts, strict=True)]
         for name in ("sparse", "colbert"):
             if name in kinds:
-                with ops.running(model.settings):
+                with ops.running(self.model.settings):
                     x = ops.linear(states, **self._m3[name], activation="relu" if name == "sparse" else None)
                 found[name] = np.split(ops.to_numpy(x), cuts)
         return [{name: found[name][n] for name in kinds} for n in range(len(windows))]
 
-    def _finish(self, normalize: bool | None, truncate_dim: int | None) -> Callable[[Answered], Array]:
-        """What makes a text's vector of its windows' pooled ones."""
+    def finisher(self, normalize: bool | None, truncate_dim: int | None) -> Callable[[Answered], Array]:
+        """What makes a text's vector of its windows' pooled ones, float32 (D,), by encode's arguments of these names."""
         self._width(truncate_dim)
         steps = self.recipe.after
         while normalize is False and steps and isinstance(steps[-1], Normalize):
@@ -314,7 +323,8 @@ class Embedder(Task):
                 return y + ops.to_numpy(ops.linear(row, **self._residuals[name]))[0]
         return y + x if layer.residual else y
 
-    def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+    def prompt_text(self, prompt_name: str | None, prompt: str | None = None) -> str:
+        """What goes before a text, by encode's arguments of these names."""
         if prompt is not None:
             if not isinstance(prompt, str):
                 raise Error(f"prompt is of type {type(prompt).__name__}; it must be a string")
@@ -327,8 +337,10 @@ class Embedder(Task):
             )
         return self.prompts[prompt_name]
 
-    def _prompt_length(self, prompt: str) -> int:
-        """The tokens of a prompt alone, less the special one that ends it."""
+    def left_out(self, prompt: str) -> int:
+        """How many tokens of a prompt pooling leaves out: where it does, those of the prompt alone, less the one that ends it."""
+        if not prompt or self.recipe.pooling.include_prompt:
+            return 0
         with self._reading:
             encoding = self.tokenizer.encode(prompt)
         return len(encoding) - bool(encoding.special_tokens_mask[-1])
