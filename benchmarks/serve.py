@@ -3,11 +3,12 @@
     python -m benchmarks.serve [--model FOLDER] [--seconds 10] [--save]     # our own server, on loopback
     python -m benchmarks.serve --url http://127.0.0.1:8000 [--pid PID]          # any that speaks /v1/embeddings, as it runs
 
-The model is that of benchmarks.embed, of base size, unless a folder is named. The sentences are its too: lengths as ragged as sentences are. Closed loop: each client sends a text, reads its
-vector and sends the next. Open loop: requests come at their own times (Poisson), ten times as many as the closed loop reached,
-and nobody waits for them. Vectors are checked first and all along: every answer to a text must have the bits of the first one,
-which for our own server are those of Embedder.encode. The load comes from the same machine, so it takes its share of the CPUs.
-To compare two servers, start both with as many threads and run this with each --url in turn.
+The model is that of benchmarks.embed, of base size, unless a folder is named. The sentences are its too: lengths as ragged as
+sentences are. Closed loop: each client sends a text, reads its vector and sends the next. Open loop: requests come at their own
+times (Poisson), ten times as many as the closed loop reached, and nobody waits for them. Vectors are checked first and all along:
+every answer to a text must have the bits of the first one, which for our own server are those of Embedder.encode. The load comes
+from the same machine, so it takes its share of the CPUs. To compare two servers, start both with as many threads and run this
+with each --url in turn.
 """
 
 import argparse

@@ -133,8 +133,8 @@ def vectors(found: Sequence[Any]) -> Any:  # [(D,)] -> (N, D)
 def budget_of(served: Served) -> int:
     """How many tokens go through the model together where nobody says; 1 is one text alone.
 
-    On CPUs no token gets cheaper past some hundred. A row's bits are its own in the compiled kernels and where they are reproducible;
-    a BLAS may round otherwise for another number of rows, so there each text has a pass of its own.
+    On CPUs no token gets cheaper past some hundred. A row's bits are its own in the compiled kernels and where they are
+    reproducible; a BLAS may round otherwise for another number of rows, so there each text has a pass of its own.
     """
     model = served.task.model
     if model.backend == "cupy":
