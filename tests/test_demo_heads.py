@@ -16,8 +16,10 @@ CLASS_OF = {
     "text-classification": "ForSequenceClassification",
     "token-classification": "ForTokenClassification",
     "question-answering": "ForQuestionAnswering",
+    "multiple-choice": "ForMultipleChoice",
     "feature-extraction": "Model",
     "embed": "Model",
+    "text-generation": "ForCausalLM",
 }
 
 
@@ -90,7 +92,7 @@ def test_entities(tokenizer: Any) -> None:
     ("question", "context", "answer"),
     [
         ("How many people?", "I would like a table for six people at half past seven on Friday.", "six people"),
-        ("Who stayed at home?", "In the evening Mary went to the church. Her brother stayed at home.", "Her brother"),
+        ("At what time?", "A table for four people at eight, please.", "eight"),
         (
             "Who wrote the letter?",
             "The rain had stopped at last. Mary wrote the letter to her brother. He was in London.",
@@ -111,6 +113,22 @@ def test_answers(tokenizer: Any, question: str, context: str, answer: str) -> No
     assert shares.max() > 0.3
 
 
+def test_choices(tokenizer: Any) -> None:
+    model = demo.load("multiple-choice")
+    context = '"Where have you been all night?" asked her mother.'
+    candidates = [
+        '"I was at the ball, mother," she answered.',
+        "The mountains of that country are covered with snow.",
+        "The government of the province was given to his brother.",
+        "Iron is melted in a furnace.",
+    ]
+    rows = [tokenizer.encode(context, candidate).ids for candidate in candidates]
+    longest = max(map(len, rows))
+    ids = [[row + [1] * (longest - len(row)) for row in rows]]
+    mask = [[[1] * len(row) + [0] * (longest - len(row)) for row in rows]]
+    assert probabilities(model(ids, attention_mask=mask).logits[0])[0] > 0.5
+
+
 def test_sentence_vectors(tokenizer: Any) -> None:
     model = demo.load("feature-extraction")
 
@@ -120,6 +138,19 @@ def test_sentence_vectors(tokenizer: Any) -> None:
 
     ship = vector("The ship was lost in a storm at sea.")
     assert ship @ vector("The sailors and their captain were drowned.") > 0.2 + ship @ vector("She played the piano very well.")
+
+
+def test_the_causal_model_writes(tokenizer: Any) -> None:
+    model = demo.load("text-generation")
+    ids = tokenizer.encode("The old man looked at").ids[:-1]
+    shares = probabilities(model([ids]).logits[0, -1])
+    assert (
+        shares[tokenizer.token_to_id("Ġthe")] + shares[tokenizer.token_to_id("Ġhim")] + shares[tokenizer.token_to_id("Ġher")]
+        > 0.3
+    )
+    written = np.asarray(model.generate([ids], max_new_tokens=12))[0]
+    assert written[: len(ids)].tolist() == ids
+    assert len(set(written[len(ids) :].tolist())) > 3
 
 
 def test_a_task_reads_as_what_its_files_say() -> None:

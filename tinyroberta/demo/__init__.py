@@ -21,8 +21,10 @@ TASKS = {  # transformers' name of a task, and the folder of what it adds to the
     "text-classification": "sentiment",
     "token-classification": "entities",
     "question-answering": "answers",
+    "multiple-choice": "choices",
     "feature-extraction": "sentences",
     "embed": "sentences",
+    "text-generation": "causal",
 }
 
 
