@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sources(parser, "the beginning of a text")
     parser.add_argument("--max-new-tokens", type=positive, default=60, metavar="N", help="how many tokens at most (60)")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="draw each token; the lower, the likelier ones (take the likeliest)"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of drawing; the lower, the likelier the tokens; 0 takes the likeliest (0.7)",
     )
     parser.add_argument("--top-k", type=positive, metavar="K", help="draw from the K likeliest")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that make up P together")
@@ -33,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     task: Any = model_of(arguments, TextGeneration)
     chosen = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
     how: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    how |= {"max_new_tokens": arguments.max_new_tokens, "do_sample": bool(how), "seed": arguments.seed}
+    how = {"do_sample": False} if arguments.temperature == 0 else {**how, "do_sample": True} if how else {}
+    how |= {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
     failed = False
     for item in (item for items in lists for item in items):
         try:
