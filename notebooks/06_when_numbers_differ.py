@@ -48,7 +48,6 @@ if spec is None or spec.origin is None:  # not installed; a folder that only has
 # %%
 import math
 import os
-import subprocess
 import tempfile
 from contextlib import suppress
 
@@ -75,7 +74,8 @@ plt.rc("axes.spines", top=False, right=False)
 # Here is the program that we want to check: the model of notebook 01, short, in float32. It keeps what it computes on the
 # way, under names of its own. Three of its arguments are easy to get wrong:
 #
-# - `eps`, the small number in the layer norm. This model has $10^{-5}$; the first RoBERTa's default is $10^{-12}$.
+# - `eps`, the small number in the layer norm. This model has $10^{-5}$; the default of Hugging Face's configuration is
+#   $10^{-12}$.
 # - `gelu`, the exact one with erf. Many programs have only the approximation with tanh.
 # - `first`, the position of the first token. It is `pad_token_id + 1`, which is 2.
 
@@ -183,11 +183,11 @@ for name, run in runs.items():
     assert gap[-1] > gap[0]
 ax.set_yscale("log")
 ax.set_xticks(range(N), [f"layer {i}" for i in range(N)])
-ax.set(title="All errors grow, and none says where it began", ylabel="largest absolute difference", xlim=(-0.2, N + 0.6))
+ax.set(title="Errors grow, and do not say where they began", ylabel="largest absolute difference", xlim=(-0.2, N + 0.6))
 plt.show()
 
 # %% [markdown]
-# Four lines of the same shape. The wrong eps and the wrong positions do all their harm before layer 0, and the wrong GELU
+# Four lines of much the same shape. The wrong eps and the wrong positions do all their harm before layer 0, and the wrong GELU
 # does some in every layer, but no line has a step that says so. Even the run that has *no* mistake grows: the stream
 # becomes longer with depth, and each layer passes on the errors of those before it, besides its own.
 #
@@ -249,7 +249,8 @@ assert 0.35 < slope < 0.65
 # ## 4. The transplant
 #
 # Now to *where*. The trick is to let no op suffer for the mistakes of others: run **our** op, in float64, on **their**
-# inputs. The difference of the two results is what their op *adds*.
+# inputs. The difference of the two results, beside the size of ours, is what their op *adds*; of all rows, the worst
+# counts.
 #
 # The other program needs nothing of this library. It saves arrays, with names of its own, and a table says what they are
 # called here. For a start, only what comes out of each layer: the table has two lines.
@@ -259,7 +260,8 @@ FEW = """
 ids -> input_ids
 state_* -> encoder.layer.*
 """
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()
+folder = Path(scratch.name)
 reference = live.run(model, {"input_ids": ids[None]})
 
 
@@ -300,8 +302,9 @@ print("layers that add too much:", wrong)
 assert list(map(len, wrong.values())) == [0, 1, N, 1]
 
 # %% [markdown]
-# The grey line is what the usual test sees. The orange one is what a layer adds, and it tells the three mistakes apart: eps
-# and positions are over after layer 0, whose row stands for everything before it, and GELU is wrong in every layer.
+# The grey line is how far the layer is off, of all rows together: what a test of the usual kind sees. The orange one is what
+# the layer adds, and it tells the mistakes apart: eps and positions are over after layer 0, which answers for everything
+# before it too, and GELU is wrong in every layer.
 #
 # With four arrays, the answer is one of four layers. With all that the program has kept, it is an op.
 
@@ -331,7 +334,9 @@ for name, result in every.items():
 assert [result.first for result in every.values()] == [None, "embeddings", "encoder.layer.0.intermediate", "embeddings"]
 
 # %%
-SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", "#d3dbe4", "#f3c9a5", ORANGE, "#7a3608"])
+SHADES = LinearSegmentedColormap.from_list(  # grey up to the bound, orange beyond
+    "shades", [(0, "#ffffff"), (0.4, "#c3ced9"), (0.4, "#f9dcc2"), (0.7, ORANGE), (1, "#7a3608")]
+)
 LAYER = "encoder.layer."
 inner = [
     op.name.removeprefix(f"{LAYER}0").removeprefix(".") or "(layer)" for op in every["no mistake"].ops if f"{LAYER}0" in op.name
@@ -358,8 +363,9 @@ plt.show()
 # Rows are ops, columns are layers; the ops that are not in a layer stand in the first column. A cross marks what is
 # past its bound. (`compare --html page.html` writes this map as a page, with the numbers behind each cell.)
 #
-# - **eps**: the embeddings. Every norm has the wrong eps, but it only matters where the variance is small, and that is
-#   at the beginning of the stream. Two norms later on are just past their bounds.
+# - **eps**: the embeddings. Every norm has the wrong eps, but it matters only where the variance is small: about 0.02 in
+#   the embeddings, where the norm reads it, and more than 100 at the end of the stream. Two other norms, whose inputs
+#   have a variance of 2 or 3, are just past their bounds.
 # - **GELU**: `intermediate`, the result of the GELU, in all four layers; and the head, which has a GELU too.
 # - **positions**: the embeddings alone. The op is a hundred thousand times past its bound, and all later ops are right.
 #
@@ -391,9 +397,10 @@ for name, cause in [("eps is 1e-12", "layer_norm_eps is 1e-12"), ("positions beg
     assert [each["cause"] for each in found.together] == [cause]
 
 # %% [markdown]
-# The second place is worth a look each time. An eps of $10^{-6}$ would explain nearly as much, since both are nearly 0 beside
-# the $10^{-5}$ that belongs there. And that padding counts or not cannot be told from one text, which has no padding: a
-# trace can only tell what its inputs show. So give a comparison several texts of different lengths.
+# The second place is worth a look each time. With the GELU of the layers alone, the head's is left over. An eps of $10^{-6}$
+# would explain nearly as much as $10^{-12}$, since both are nearly 0 beside the $10^{-5}$ that belongs there. And whether
+# padding counts cannot be told from one text, which has no padding: a trace can tell only what its inputs show. So give a
+# comparison several texts of different lengths.
 
 # %% [markdown]
 # ## 6. Two tables
@@ -443,7 +450,7 @@ assert (earlier.argmax(1) == later.argmax(1)).all()
 # decimals are printed, and float32 is good for all of them. But the weights were the same, and the best letters are too.
 #
 # A published table is enough for `explain`. It is an array `(1, S, V)` of probabilities in the place of the logits, with
-# NaN where nothing was published. What is needed besides are the weights, 2 MB; as in [notebook
+# NaN where nothing was published. What is needed besides are the weights, a few MB; as in [notebook
 # 02](02_norm_and_add.ipynb), the next cell fetches them, unless `TINYROBERTA_SAPIENS` names a folder that has them. Where
 # that is not possible, the notebook goes on without.
 
@@ -490,11 +497,14 @@ if have_sapiens:
         assert [each["cause"] for each in found.together] == ([] if when == "earlier" else ["unk in place of mask"])
 
 # %% [markdown]
-# Of the later table it says: `<unk>` went in where `<mask>` belongs. In the old program `*` was the mask; the new
+# Look at the first line only: a cause is one that *reproduces* the table. That the next one has 83 % is no near miss, since
+# all numbers differ a little and much can move them in the same direction.
+#
+# So it says of the later table: `<unk>` went in where `<mask>` belongs. In the old program `*` was the mask; the new
 # tokenizer did not know the star, and gave what it gives for everything unknown. No weight and no line of the model was
 # wrong. And because `<unk>` is a hole of a kind too, the answers stayed nearly right.
 #
-# Of the earlier one it finds no cause, and none is needed. Let us see both to the last decimal.
+# Of the earlier table it finds no cause, and none is needed. Let us see both to the last decimal.
 
 # %%
 if have_sapiens:
