@@ -606,6 +606,7 @@ assert (together == alone).all()  # of the last, reproducible=True
 # %% [markdown]
 # ## Where to read next
 #
+# - [When numbers differ](06_when_numbers_differ.ipynb): what to do when a port of the model gives other numbers.
 # - [`tinyroberta/backends/bitwise.py`](../tinyroberta/backends/bitwise.py): every order of rounding of the whole model.
 # - [`tinyroberta/backends/numba/`](../tinyroberta/backends/numba/): the same operations compiled, on the units of a CPU.
 # - [`tinyroberta/backends/cupy/kernels/`](../tinyroberta/backends/cupy/kernels/): the CUDA kernels.

@@ -83,12 +83,13 @@ def test_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (SAPIENS and skipped(cells))
 
 
+@pytest.mark.parametrize("name", ["02_norm_and_add", "06_when_numbers_differ"])
 @pytest.mark.skipif(not SAPIENS, reason="test_runs runs without it already")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(jupyter_core|nbclient|asyncio|traitlets).*")
 @pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
-def test_runs_without_sapiens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_sapiens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYROBERTA_SAPIENS", str(tmp_path))
-    cells = with_answers(read(NOTEBOOKS[0].with_name("02_norm_and_add.py")))
+    cells = with_answers(read(NOTEBOOKS[0].with_name(f"{name}.py")))
     execute(cells, str(tmp_path))
     assert not complaints(cells)
     assert len(skipped(cells)) == 1
