@@ -10,7 +10,7 @@ import pytest
 from test_tap import model_of, texts
 
 from tinyroberta import trace, traces
-from tinyroberta.numerics import importers, torch_recorder, transplant
+from tinyroberta.numerics import importers, transplant
 from tinyroberta.numerics.compare import Comparison, compare
 
 with warnings.catch_warnings():
@@ -18,6 +18,8 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     import roberta_in_torch
+
+    from tinyroberta.numerics import torch_recorder
 
 pytestmark = pytest.mark.live
 

@@ -20,7 +20,7 @@ from ..weights.hub import checkpoint_folder, on_disk
 from . import bge_m3
 from .batches import BUDGET, Answered, mapped
 from .sentence_transformers import Dense, Normalize, Recipe, read_recipe
-from .task import Long, Task, longest_of, open_model, reads_types
+from .task import Long, Task, longest_of, open_model, reads_types, single
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Vector = Array | Error
@@ -256,8 +256,7 @@ class Embedder(Task):
     ) -> Iterator[Answered]:
         """Texts with a dict of `kinds` for each of their windows."""
         before = self.prompt_text(prompt_name, prompt)
-        if before:
-            texts = mapped(lambda text: before + text if isinstance(text, str) else text, texts)
+        texts = mapped(lambda text: before + text if isinstance(text, str) else single(text), texts)
         left_out = self.left_out(before)
 
         @ieee
