@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-MOST_MEGABYTES, MOST_IMPORT_SECONDS, MOST_START_SECONDS = 20, 0.15, 1 / 3
+MOST_MEGABYTES, MOST_IMPORT_SECONDS, MOST_START_SECONDS = 25, 0.15, 1 / 3  # the embedded models are 17 MB of it
 RUNS = 20
 
 
