@@ -150,8 +150,9 @@ def test_the_openai_client(server: Process, embedder: Embedder) -> None:
         assert [model.id for model in client.models.list()] == ["tinyroberta"]
 
 
-def test_the_hugging_face_client(server: Process, embedder: Embedder) -> None:
+def test_the_hugging_face_client(server: Process, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # which forbids loopback too
     client = hub.InferenceClient(model=server.url, timeout=30)
     found = client.feature_extraction(TEXTS[0], normalize=False, truncate=True, truncation_direction="Left")
     assert np.array_equal(found[0], embedder.encode(TEXTS[0], normalize=False))

@@ -31,7 +31,8 @@ REFUSED_WITHIN = 0.1  # seconds
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder.from_pretrained(backend="numpy", batch_tokens=1)
+    pytest.importorskip("threadpoolctl")
+    return Embedder.from_pretrained(backend="numpy", threads=1, batch_tokens=1)  # as the server's process computes
 
 
 def head(length: int | str, path: str = "/embed") -> bytes:
