@@ -512,6 +512,17 @@ def alike(ours: Any, exact: Any, tolerance: float) -> None:
                 assert abs(x - y) < tolerance * abs(y)
 
 
+def cancelled(exact: Any, inputs: dict[str, Any]) -> float:
+    """How many times longer the terms of multiple choice's logits, one dot product each, are than what they add up to.
+
+    The error of a dot product is beside the lengths of its two vectors, however much of it cancels.
+    """
+    with tinyroberta.trace(exact, "pooler") as trace:
+        logits = exact(**inputs).logits
+    weight = exact.tensors["classifier.weight"]
+    return float(np.linalg.norm(trace["pooler"]) * np.linalg.norm(weight) / np.linalg.norm(logits))
+
+
 BUDGETS = {
     "highest": 2e-6,
     "high": 2e-3,
@@ -528,7 +539,10 @@ def test_every_class_eager_recorded_and_replayed(ops: Any, name: str, precision:
         inputs = ragged()
         if name.endswith("MultipleChoice"):
             inputs = {key: np.stack([value, np.roll(value, 1, 0)], 1) for key, value in inputs.items()}
-        alike(model(**inputs), exact(**inputs), BUDGETS[precision])
+        tolerance = BUDGETS[precision]
+        if name.endswith("MultipleChoice"):
+            tolerance *= cancelled(exact, inputs)
+        alike(model(**inputs), exact(**inputs), tolerance)
     recordings = [recording for recording in model.weights.recordings.values() if recording]
     assert len(recordings) == (0 if name.endswith("CausalLM") and model.config.is_decoder else 1)
 
