@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
 from models_for_tests import assert_traced, dense, digits, new_model, skip_without, sliced_product
+from tasks_for_tests import FOLLOWED, LONG, MASKED, QUESTIONS, TEXTS, assemble, same
 
 import tinyroberta
 import tinyroberta.cli
@@ -545,6 +546,53 @@ def test_every_class_eager_recorded_and_replayed(ops: Any, name: str, precision:
         alike(model(**inputs), exact(**inputs), tolerance)
     recordings = [recording for recording in model.weights.recordings.values() if recording]
     assert len(recordings) == (0 if name.endswith("CausalLM") and model.config.is_decoder else 1)
+
+
+@pytest.mark.parametrize(("precision", "route"), WAYS)
+@pytest.mark.parametrize("name", SEVEN)
+def test_texts_without_padding_through_every_head(ops: Any, name: str, precision: str, route: str) -> None:
+    use(ops, route)
+    model, exact = pair(name, matmul_precision=precision)
+    inputs = ragged()
+    texts, types = ([row[mask == 1].tolist() for row, mask in zip(inputs[key], inputs["attention_mask"], strict=True)]
+                    for key in ("input_ids", "token_type_ids"))  # fmt: skip
+    tolerance = BUDGETS[precision]
+    if name.endswith("MultipleChoice"):
+        tolerance *= cancelled(exact, {key: value[:, None] for key, value in inputs.items()})
+    alike(model.packed(texts, types), exact.packed(texts, types), tolerance)
+
+
+TASKS = {
+    "text-classification": ("labels", TEXTS),
+    "token-classification": ("entities", TEXTS),
+    "question-answering": ("answers", [(asked["question"], asked["context"]) for asked in QUESTIONS]),
+    "multiple-choice": ("choices", FOLLOWED),
+    "fill-mask": ("words", MASKED),
+    "feature-extraction": ("bare", TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_answer_as_the_definition(ops: Any, name: str, tmp_path: Path) -> None:  # noqa: ARG001
+    pytest.importorskip("tokenizers")
+    model, given = TASKS[name]
+    folder = assemble(model, tmp_path / "model")
+    found, expected = (list(tinyroberta.task(name, folder, backend=backend)(given)) for backend in ("cupy", "numpy"))
+    as_lists = [[x.tolist() if isinstance(x, np.ndarray) else x for x in answers] for answers in (found, expected)]
+    assert same(*as_lists)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_has_the_same_bits_in_any_company(ops: Any, precision: str) -> None:
+    use(ops, "own")
+    pytest.importorskip("tokenizers")
+    embedder = tinyroberta.Embedder.from_pretrained(backend="cupy", matmul_precision=precision)
+    exact = tinyroberta.Embedder.from_pretrained(backend="numpy", dtype="float64")
+    texts = [*TEXTS, LONG]
+    together = embedder.encode(texts)
+    assert relative(together, exact.encode(texts)) < BUDGETS[precision]
+    for budget in (1, 40):
+        assert np.array_equal(embedder.encode(texts[::-1], batch_tokens=budget)[::-1], together)
 
 
 def test_a_replay_is_equal_to_the_eager_run(ops: Any) -> None:

@@ -34,6 +34,10 @@ CHECKS = (
     "test_what_cross_attention_reads_is_not_infinite_in_high",
     "test_an_activation_that_leaves_the_range_of_f16", "test_a_head_mask_that_leaves_the_range_of_f16",
     "test_a_cache_of_f16_takes_what_f16_does_not_hold",
+    "test_texts_without_padding_through_every_head", "test_tasks_answer_as_the_definition",
+    "test_a_vector_has_the_same_bits_in_any_company",
+    "test_a_trace_changes_no_bit", "test_norms_whose_gains_the_weights_took_in_are_shown_as_the_checkpoint_has_them",
+    "test_a_trace_replaces", "test_a_trace_plays_no_recording_and_leaves_them", "test_a_number_past_f16_replaces_all_the_same",
     "test_settings_that_a_gpu_does_not_do", "test_a_route_that_there_is_not",
     "test_the_route_is_described",
 )  # fmt: skip
