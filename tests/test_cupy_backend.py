@@ -371,6 +371,21 @@ def attended(ops: Any, arrays: Any, sequences: Sequences, heads: int, dtype: Any
     return host(out), exact, max(relative(host(a), b) for a, b in zip(ours, probabilities, strict=True))
 
 
+@pytest.mark.parametrize("width", [1, 30, 129, 768])
+def test_sums(ops: Any, order: str, width: int) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    ends = np.cumsum([1, 7, 64, 3, 512])
+    starts = ends - [1, 7, 60, 3, 500]  # some parts leave out their first rows
+    x = (random.standard_normal((ends[-1], width)) * np.exp(2 * random.standard_normal((ends[-1], width)))).astype(np.float32)
+    for given in (x, x.astype(np.float16)):
+        found = ops.to_numpy(ops.sums(ops.cp.asarray(given), starts, ends))
+        assert found.dtype == np.float64
+        wanted = definition.sums(given.astype(np.float32), starts, ends) if width > 1 else [
+            [np.cumsum(given.astype(np.float64)[start:end])[-1]] for start, end in zip(starts, ends, strict=True)
+        ]  # fmt: skip
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 @pytest.mark.parametrize(("d", "queries", "keys"), [(12, (1, 63, 65), (1, 63, 65)), (64, (64,), (130,)), (5, (3, 70), (3, 69)),
                                                     (100, (7,), (33,)), (130, (3, 2), (3, 2))])  # fmt: skip
@@ -1347,7 +1362,7 @@ def test_threads_that_keep_the_same_code_do_not_meet(ops: Any, monkeypatch: pyte
 # Compilation for real GPUs.
 
 REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attention_wgmma": 128, "attention_split": 255,
-             "split": 32, "linear_sliced_wgmma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
+             "split": 32, "sums": 32, "linear_sliced_wgmma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
              "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48, "cut_rows": 168, "layer_norm_cut": 72,
              "linear_sliced": 240}  # fmt: skip
 

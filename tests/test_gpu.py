@@ -21,7 +21,7 @@ CHECKS = (
     "test_a_launch_gives_every_parameter_by_its_name",
     "test_layer_norm", "test_embed", "test_linear", "test_cut", "test_a_norm_that_cuts_is_a_norm_and_a_cut",
     "test_sliced_products_equal_their_definition", "test_sliced_products_in_large_blocks_equal_their_definition",
-    "test_sliced_rows_that_are_not_finite_are_theirs_alone",
+    "test_sliced_rows_that_are_not_finite_are_theirs_alone", "test_sums",
     "test_a_sliced_row_has_the_same_bits_in_any_batch", "test_a_sliced_row_too_wide_for_int32_is_summed_in_pieces",
     "test_the_deepest_sum_of_digit_products_fits_in_int32", "test_outlying_norm_gains_cost_no_accuracy", "test_attention",
     "test_attention_of_64_numbers_a_head", "generation",
