@@ -363,7 +363,8 @@ def machine() -> dict[str, Any]:
 def save(result: dict[str, Any], what: str) -> Path:
     """Write a result as JSON in benchmarks/results, named for the machine and the day."""
     RESULTS.mkdir(exist_ok=True)
-    name = re.sub("[^a-z0-9]+", "-", f"{result['cpu']} {result['cpus']} cpus".lower()).strip("-")
+    machine = result.get("gpu") or f"{result['cpu']} {result['cpus']} cpus"
+    name = re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
     path = RESULTS / f"{what}-{name}-{result['date']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {path.relative_to(RESULTS.parent.parent)}", flush=True)
