@@ -17,6 +17,7 @@ The load comes from the same machine (benchmarks.load), so it takes its share of
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import resource
@@ -134,6 +135,14 @@ def vector(answer: Answer) -> bytes:
     return base64.b64decode(json.loads(answer.body)["data"][0]["embedding"])
 
 
+def free_port() -> int:
+    """A port below those that systems give to clients, since a client that asks one of those too early can connect to itself."""
+    for port in range(18000, 19000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise SystemExit("no port from 18000 to 18999 is free")
+
+
 @contextmanager
 def started(name: str, peer: Peer, python: str, model: Path, folder: Path, texts: list[str]) -> Iterator[Running]:
     """A server of its own, which has answered once; raises RuntimeError where it does not."""
@@ -144,8 +153,7 @@ def started(name: str, peer: Peer, python: str, model: Path, folder: Path, texts
             print(f"  {peer.export.__name__} for {name} ...", flush=True)
             apart(peer.export, python, model, place.with_suffix(".part"), log=folder / f"{place.name}.log")
             place.with_suffix(".part").rename(place)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = folder / f"{name.replace(' ', '-')}-server.log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "true"}
     command = peer.command(python, model, port)
