@@ -426,6 +426,7 @@ def main() -> None:
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request under way, here and in the servers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers, stopped as they are, are to end too
     about = machine()
     print(f"{about['cpu']}, {about['cpus']} CPUs", *about["path"], sep="\n  ", flush=True)
     if options.url:
