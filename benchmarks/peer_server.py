@@ -6,7 +6,7 @@
 It speaks /v1/embeddings. Requests that wait go through the model together, in one thread that has all CPUs: as many as are there,
 up to MOST texts; after a pass of several texts the clients just answered have a few milliseconds to ask again, while a client
 alone never waits. encode sorts the texts by length; its batches of 8 texts were the fastest here of 2 to 64, because they pad
-little. More than WAITING requests get 429. torch.compile is not in it: a new shape of texts costs seconds of compilation.
+little. More than WAITING requests get 429. torch.compile, which compiles anew for new shapes of texts, is not in it.
 It imports nothing of this repository, so that it runs in any Python that has what it needs.
 """
 
