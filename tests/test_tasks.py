@@ -14,7 +14,6 @@ import tinyroberta
 from tinyroberta import Error
 from tinyroberta.demo import FOLDER
 from tinyroberta.tasks import ALIASES, TASKS
-from tinyroberta.tasks.batches import Chunks
 from tinyroberta.tasks.tokenizer import decode, load_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -71,8 +70,6 @@ def test_an_iterable_gives_a_generator_in_order_and_lazily(tasks, name: str) -> 
     found.close()
     assert several == 2 * list(task(INPUTS[name], **how))
     assert drawn < 10_000
-    as_they_come = task(Chunks([[given] for given in INPUTS[name]]), **how)
-    assert list(as_they_come) == several[: len(INPUTS[name])]
 
 
 @pytest.mark.parametrize("name", MODEL_OF)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import Error, ieee
 from ..generation import check_count
-from .batches import Answered, Reading, mapped
+from .batches import Answered, Reading
 from .task import Long, Task, answers, by_window
 from .tokenizer import check_text, tokenize
 
@@ -66,7 +66,7 @@ class QuestionAnswering(Task):
             return found[0] if len(found) == 1 else found
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
-            for answer in self.answered(mapped(_asked, texts), self._scores, **how):
+            for answer in self.answered(map(_asked, texts), self._scores, **how):
                 yield answer.error or result(answer)
 
         given = _given(inputs, question, context)

@@ -35,30 +35,18 @@ def answered(read: Read, compute: Compute, texts: Iterable[Any], budget: int = B
     """Each text with what `compute` gives for its windows, in the order of the texts.
 
     read: texts -> for each its windows, or an Error; it runs in a thread of its own. compute: windows -> a result for each. texts
-    may be any iterable, also one of Chunks, which is then taken as it comes. Raises Error on a budget below 1.
+    may be any iterable. Raises Error on a budget below 1.
     """
     if budget < 1:
         raise Error(f"batch_tokens is {budget}; it must be at least 1")
-    chunks = texts if isinstance(texts, Chunks) else chunked(texts, max(BUDGET, budget))
     waiting: deque[tuple[list[Any], Future[Sequence[Reading]]]] = deque()
     with ThreadPoolExecutor(1, "tokenizer") as thread:
-        for chunk in chunks:
-            if chunk:
-                waiting.append((chunk, thread.submit(read, chunk)))
-            while len(waiting) > bool(chunk):
+        for chunk in chunked(texts, max(BUDGET, budget)):
+            waiting.append((chunk, thread.submit(read, chunk)))
+            if len(waiting) > 1:
                 yield from _computed(*_read(waiting.popleft()), compute, budget)
         for pair in waiting:
             yield from _computed(*_read(pair), compute, budget)
-
-
-class Chunks:
-    """Texts in lists, as they come; an empty list says that for now there is no more, and that those before it are waited for."""
-
-    def __init__(self, chunks: Iterable[list[Any]]) -> None:
-        self.chunks = chunks
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return iter(self.chunks)
 
 
 def chunked(texts: Iterable[Any], budget: int) -> Iterator[list[Any]]:
@@ -73,11 +61,6 @@ def chunked(texts: Iterable[Any], budget: int) -> Iterator[list[Any]]:
             chunk, length = [], 0
     if chunk:
         yield chunk
-
-
-def mapped(function: Callable[[Any], Any], texts: Iterable[Any]) -> Iterable[Any]:
-    """What a function makes of each text, as they come; Chunks of Chunks."""
-    return Chunks([function(text) for text in chunk] for chunk in texts) if isinstance(texts, Chunks) else map(function, texts)
 
 
 def _length(text: Any) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backends.numpy import softmax
 from ..errors import Error, ieee
-from .batches import Answered, Chunks
+from .batches import Answered
 from .classify import merged
 from .task import Long, Task, answers
 
@@ -66,16 +66,12 @@ def _is_question(given: Any) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str | bytes)
 
 
-def _pairs(questions: Iterable[Any], counts: deque[int]) -> Iterable[Any]:
+def _pairs(questions: Iterable[Any], counts: deque[int]) -> Iterator[Any]:
     """The pairs of each question, or an Error in their place, as they come; how many there are goes to counts."""
-
-    def of(several: Iterable[Any]) -> Iterator[Any]:
-        for question in several:
-            pairs = _read(question)
-            counts.append(len(pairs))
-            yield from pairs
-
-    return Chunks(list(of(chunk)) for chunk in questions) if isinstance(questions, Chunks) else of(questions)
+    for question in questions:
+        pairs = _read(question)
+        counts.append(len(pairs))
+        yield from pairs
 
 
 def _read(question: Any) -> list[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backends.numpy import softmax
 from ..errors import Error, ieee
-from .batches import Answered, mapped
+from .batches import Answered
 from .task import Long, Task, answers
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
@@ -50,7 +50,7 @@ class TextClassification(Task):
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
             how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
-            for answer in self.answered(mapped(pair_of, texts), self._logits, **how):
+            for answer in self.answered(map(pair_of, texts), self._logits, **how):
                 yield answer.error or result(answer)
 
         found = answers(inputs, run, is_pair)

@@ -18,7 +18,7 @@ from ..plan import plan
 from ..progress import counted
 from ..weights.hub import checkpoint_folder, on_disk
 from . import bge_m3
-from .batches import Answered, mapped
+from .batches import Answered
 from .sentence_transformers import Dense, Normalize, Parts, Recipe, read_recipe
 from .task import Long, Task, longest_of, open_model, reads_types, single
 
@@ -179,7 +179,7 @@ class Embedder(Task):
     ) -> Iterator[Any]:
         """The vectors of `encode`, float32 (D,) each, one after another as they are computed, in memory that does not grow.
 
-        texts may be batches.Chunks. A text that cannot be read raises its Error when its turn comes; keep_errors yields it.
+        A text that cannot be read raises its Error when its turn comes; keep_errors yields it.
         """
         finish = self.finisher(normalize, truncate_dim)
         given: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt, "max_length": max_length, "long": long}
@@ -259,7 +259,7 @@ class Embedder(Task):
     ) -> Iterator[Answered]:
         """Texts with a dict of `kinds` for each of their windows; beside "dense" the "vector" that `finish` makes of it."""
         before = self.prompt_text(prompt_name, prompt)
-        texts = mapped(lambda text: before + text if isinstance(text, str) else single(text), texts)
+        texts = (before + text if isinstance(text, str) else single(text) for text in texts)
         left_out = self.left_out(before)
 
         @ieee

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from .batches import mapped
 from .task import Long, Task, answers, by_window, single
 
 
@@ -32,7 +31,7 @@ class FeatureExtraction(Task):
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
             how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
-            for answer in self.answered(mapped(single, texts), self._vectors, **how):
+            for answer in self.answered(map(single, texts), self._vectors, **how):
                 if answer.error is not None:
                     yield answer.error
                     continue

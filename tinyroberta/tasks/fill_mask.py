@@ -9,7 +9,7 @@ import numpy as np
 from ..backends.numpy import softmax
 from ..errors import Error, ieee
 from ..models import RobertaPreLayerNormForMaskedLM
-from .batches import Answered, mapped
+from .batches import Answered
 from .task import Long, Task, answers, single
 from .tokenizer import check_text, decode, mask_token, stack, tokenize
 
@@ -55,7 +55,7 @@ class FillMask(Task):
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
             how: Any = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
-            for answer in self.answered(mapped(single, texts), lambda windows: self._logits(windows, mask_id), **how):
+            for answer in self.answered(map(single, texts), lambda windows: self._logits(windows, mask_id), **how):
                 found = answer.error or result(answer)
                 if isinstance(found, Error) and not keep_errors:
                     raise found

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import Error
 from ..generation import begin
-from .batches import Answered, Reading, mapped
+from .batches import Answered, Reading
 from .task import Long, Task, answers, single
 from .tokenizer import decode, tokenize
 
@@ -61,7 +61,7 @@ class TextGeneration(Task):
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
             how: Any = {"add_special_tokens": add_special_tokens, "new": settings.get("max_new_tokens")}
-            answered = self.answered(mapped(single, texts), compute, long=long, batch_tokens=1, keep_errors=keep_errors, **how)
+            answered = self.answered(map(single, texts), compute, long=long, batch_tokens=1, keep_errors=keep_errors, **how)
             for answer in answered:
                 error = answer.error or next((found for found in answer.results if isinstance(found, Error)), None)
                 if error is not None and not keep_errors:

@@ -16,7 +16,7 @@ from ..progress import counted
 from ..weights.checkpoint import beside
 from ..weights.files import read_json
 from ..weights.hub import checkpoint_folder, on_disk
-from .batches import Answered, mapped
+from .batches import Answered
 from .sentence_transformers import TORCH_ACTIVATIONS, activation_of, modules_of
 from .task import Long, Task, longest_of, open_model
 
@@ -162,7 +162,7 @@ class Reranker(Task):
     ) -> Iterator[Any]:
         """The scores of `predict`, one pair after another as they are computed, in memory that does not grow.
 
-        pairs may be batches.Chunks. A pair that cannot be read raises its Error when its turn comes; keep_errors yields it.
+        A pair that cannot be read raises its Error when its turn comes; keep_errors yields it.
         """
         activation = _activation(self.activation_fn if activation_fn is None else activation_fn)
 
@@ -184,7 +184,7 @@ class Reranker(Task):
         how: dict[str, Any] = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
         how["max_length"] = self.max_length if max_length is None else max_length
         how["strategy"] = "only_second" if asked == "window" else "longest_first"
-        answers = self.answered(mapped(_pair, pairs), ieee(lambda windows: list(self.packed(windows)["logits"])), **how)
+        answers = self.answered(map(_pair, pairs), ieee(lambda windows: list(self.packed(windows)["logits"])), **how)
         return (finish(answer) if answer.error is None else answer.error for answer in answers)
 
 

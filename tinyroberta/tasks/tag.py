@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backends.numpy import softmax
 from ..errors import Error, ieee
-from .batches import Answered, mapped
+from .batches import Answered
 from .classify import labels_of
 from .task import Long, Task, answers, by_window, single
 
@@ -74,7 +74,7 @@ class TokenClassification(Task):
             return _without_overlaps(found) if len(answer.windows) > 1 else found
 
         def run(texts: Iterable[Any]) -> Iterator[Any]:
-            texts = mapped(_words if is_split_into_words else single, texts)
+            texts = map(_words if is_split_into_words else single, texts)
             for answer in self.answered(texts, self._logits, **how):
                 yield answer.error or result(answer)
 
