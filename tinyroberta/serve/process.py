@@ -23,7 +23,9 @@ KEPT_SECONDS = 15.0  # a connection without a request
 GRACE_SECONDS = 60  # for what is under way at the end
 BACKLOG = 2048
 HEAD_BYTES = 1 << 16
-REFUSED: Any = SimpleNamespace(response_complete=True, message_event=asyncio.Event())  # uvicorn's state of a request that was answered
+REFUSED: Any = SimpleNamespace(
+    response_complete=True, message_event=asyncio.Event()
+)  # uvicorn's state of a request that was answered
 
 
 class Protocol(HttpToolsProtocol):
