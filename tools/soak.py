@@ -330,6 +330,8 @@ def main() -> int:
             reader.start()
             soak = Soak(int(child.stdout.readline().rsplit(":", 1)[1]), texts, vectors, chance)
             samples: list[tuple[float, float, int, int]] = []
+            assert asyncio.run(soak.settled())  # so that its loop's own descriptors are there
+            time.sleep(0.5)
             start, descriptors = time.monotonic(), about(child.pid)[1]
 
             def sample() -> None:
