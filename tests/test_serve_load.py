@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import signal
 import socket
 import statistics
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,17 @@ from tinyroberta.tasks.embed import Embedder
 pytest.importorskip("tokenizers")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 
+import uvicorn
 from planted_server import DELAY, FAILURE
 from server_process import TIMEOUT, Process, planted, serving
+from uvicorn.server import ServerState
+
+from tinyroberta.serve.app import Server, Settings
+from tinyroberta.serve.explore import Explorer
+from tinyroberta.serve.kinds import open_served
+from tinyroberta.serve.process import Protocol, Telling
 
 REFUSED_WITHIN = 0.1  # seconds
 
@@ -95,6 +105,112 @@ def test_past_its_capacity_some_are_refused_at_once_and_the_others_answered_righ
         assert server.ask("/health")[0] == 200
         assert [future.result()[0] for future in held] == [200] * 4
         assert server.ask("/embed", {"inputs": "and now"})[0] == 200
+
+
+class Written(asyncio.Transport):
+    """A connection's other end: what is written to it, and whether it was closed or dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data, self.closed, self.dropped = b"", False, False
+
+    def write(self, data: Any) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.dropped = True
+
+    def is_closing(self) -> bool:
+        return self.closed or self.dropped
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def spoken(*parts: bytes, full: bool, connections: int = 0, **settings: Any) -> tuple[Written, int, Any]:
+    """What a connection writes to its client as parts come, before anything else runs; how many tasks it made; the server."""
+    served = open_served(None, backend="numpy")
+
+    async def speak() -> tuple[Written, int, Any]:
+        server, written, state = Server(served, Settings(**settings), Explorer()), Written(), ServerState()
+        server.under_way = server.settings.max_concurrent_requests * full
+        server.most_connections = 3
+        state.connections.update(object() for _ in range(connections))  # type: ignore[misc]
+        protocol = Protocol(server, config=uvicorn.Config(server.app(), log_config=None), server_state=state, app_state={})
+        protocol.connection_made(written)
+        for part in parts:
+            protocol.data_received(part)
+        made = len(state.tasks)
+        for task in state.tasks:
+            task.cancel()
+        protocol.connection_lost(ConnectionResetError())
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+        server.worker.close()
+        return written, made, server
+
+    return asyncio.run(speak())
+
+
+def test_a_request_without_room_is_refused_at_its_head_before_anything_is_made_of_it() -> None:
+    one = request({"inputs": "a"})
+    written, made, server = spoken(one, one[:-3], one[-3:] + one, head(1000), full=True)
+    answers = written.data.split(b"HTTP/1.1 ")
+    assert made == 0
+    assert not written.closed
+    assert [answer[:21] for answer in answers] == [b"", *[b"429 Too Many Requests"] * 4]
+    assert all(b"\r\nretry-after: 1\r\n" in answer and b"keep-alive" in answer for answer in answers[1:])
+    assert all(answer.endswith(b'{"error":"Model is overloaded","error_type":"Overloaded"}') for answer in answers[1:])
+    assert 'te_request_failure{err="Overloaded"} 4\n' in server.metrics.text({})
+    assert 'te_request_count{method="/embed"} 4\n' in server.metrics.text({})
+    last, made, _ = spoken(one.replace(b"Host", b"Connection: close\r\nHost"), full=True)
+    assert (made, last.closed, b"connection: close" in last.data) == (0, True, True)
+    for other in (one.replace(b"POST", b"GET"), request({}, "/no-such-route"), request({}, "/%ff")):
+        assert spoken(other, full=True)[1] == 1
+    assert spoken(one, full=False)[1] == 1
+
+
+def test_refusals_keep_the_order_of_requests_and_the_error_of_their_route() -> None:
+    with planted(max_concurrent_requests=1) as server, connected(server) as client:
+        client.sendall(request({"inputs": DELAY}))
+        under_way(server, 1)
+        client.sendall(request({"inputs": "behind it"}))
+        assert server.ask("/v1/embeddings", {"input": "a"})[2]["error"]["code"] == 429
+        assert [status_of(client), status_of(client)] == [200, 200]
+
+
+def test_a_head_without_end_is_refused_and_connections_are_bounded() -> None:
+    pieces = [b"POST /embed HTTP/1.1\r\nHost: a\r\nX: ", *[b"a" * 8192] * 9]
+    written, made, _ = spoken(*pieces, full=False)
+    assert (written.data[:12], written.closed, made) == (b"HTTP/1.1 400", True, 0)
+    chunked = head("1").replace(b"Content-Length: 1", b"Transfer-Encoding: chunked")
+    written, made, _ = spoken(chunked + b"1\r\na\r\n0\r\nX: ", *pieces[1:], full=True)
+    assert written.data.count(b"HTTP/1.1 400") == 1
+    assert written.closed
+    assert not spoken(full=False, connections=2)[0].dropped
+    assert spoken(full=False, connections=3)[0].dropped
+
+
+def test_empty_lines_keep_no_connection() -> None:
+    with planted(head_seconds=0.5) as server, connected(server) as client:
+        client.sendall(request({"inputs": "a"}))
+        assert status_of(client) == 200
+        end = time.monotonic() + 10
+        with contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(b"\r\n")
+                time.sleep(0.05)
+                assert time.monotonic() < end
+
+
+def test_what_is_said_again_and_again_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = Telling()
+    for told in ("too many", "too many", "another"):
+        handler.emit(logging.makeLogRecord({"msg": told}))
+    assert capsys.readouterr().err == "tinyroberta: too many\ntinyroberta: another\n"
 
 
 def test_tokens_that_wait_are_bounded_and_so_is_the_time() -> None:
@@ -278,3 +394,13 @@ def test_it_listens_on_loopback_alone_unless_told() -> None:
         assert server.ask("/info")[0] == 401
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", server.port), timeout=5)
+
+
+def test_a_short_soak() -> None:
+    embedder = Embedder.from_pretrained()
+    if sys.platform != "linux" or embedder.model.backend != "cpu":
+        pytest.skip("the soak reads /proc and compares the cpu backend's bits")
+    command = [sys.executable, str(Path(__file__).parents[1] / "tools" / "soak.py"), "--minutes", "0.08"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all as it must be" in done.stdout

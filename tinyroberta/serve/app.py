@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,7 @@ class Server:
         self.limits = Limits(settings.max_client_batch_size, settings.auto_truncate)
         self.threads = ThreadPoolExecutor(4, "requests")
         self.under_way = 0  # requests whose bodies are read
+        self.most_connections = sys.maxsize
         self.bytes = 0  # of their bodies, and of those that are being read
 
     def app(self) -> Starlette:
@@ -237,9 +239,18 @@ class Server:
 
         return answer
 
+    def full(self) -> bool:
+        """Whether as many requests are under way as may be."""
+        return self.under_way >= self.settings.max_concurrent_requests or self.bytes >= BODIES * self.settings.max_body_bytes
+
+    def turned_away(self, path: str) -> Response:
+        """The answer to a request that is refused at its head."""
+        self.metrics.count("te_request_count", f'method="{path}"')
+        return self.refused(path, self.overloaded(self.worker.seconds()))
+
     def check_room(self) -> None:
         """Raise Refused where as many requests are under way as may be."""
-        if self.under_way >= self.settings.max_concurrent_requests or self.bytes >= BODIES * self.settings.max_body_bytes:
+        if self.full():
             raise self.overloaded(self.worker.seconds())
 
     def overloaded(self, seconds: int) -> Refused:

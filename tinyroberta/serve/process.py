@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import sys
+import time
+from types import SimpleNamespace
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import Error
 from ..terminal import tell
@@ -20,23 +22,70 @@ HEAD_SECONDS = 10.0  # for a request's head, and for a client to take what is wr
 KEPT_SECONDS = 15.0  # a connection without a request
 GRACE_SECONDS = 60  # for what is under way at the end
 BACKLOG = 2048
+HEAD_BYTES = 1 << 16
+REFUSED: Any = SimpleNamespace(
+    response_complete=True, message_event=asyncio.Event()
+)  # uvicorn's state of a request that was answered
 
 
-class Protocol(H11Protocol):
-    """uvicorn's protocol with a time limit for each thing that a client can be slow in; it has one for idle connections alone."""
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which refuses at the head of a request what there is no room for, before anything is made of it.
 
-    _timer: asyncio.TimerHandle | None = None
+    It has a time limit for each thing that a client can be slow in, where uvicorn's has one for idle connections alone, and a
+    limit of a head's size.
+    """
+
+    def __init__(self, server: Server, **given: Any) -> None:
+        super().__init__(**given)
+        self._server = server
+        self._timer: asyncio.TimerHandle | None = None
+        self._headed = False  # what came last ended a head
+        self._unread = 0  # bytes that came and are no body, of a head that has not ended
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > self._server.most_connections:
+            transport.abort()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        self._headed = False
+        self._unread += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self._unread > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's head is too long.")
+        if self._headed or (self.cycle is not None and not self.cycle.response_complete):
             self._unwatch()
         elif self._timer is None:
             self._watch()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._headed = False
+
+    def on_headers_complete(self) -> None:
+        self._headed, self._unread = True, 0
+        path = self.url.partition(b"?")[0].decode("ascii", "replace")
+        first = self.cycle is None or self.cycle.response_complete  # answers come in the order of the requests
+        if not (first and self.parser.get_method() == b"POST" and path in self._server.posts and self._server.full()):
+            return super().on_headers_complete()
+        refused = self._server.turned_away(path)
+        keep = self.parser.should_keep_alive()
+        headers = {**refused.headers, "connection": "keep-alive" if keep else "close"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.cycle = REFUSED
+        self.transport.write(f"HTTP/1.1 {refused.status_code} Too Many Requests\r\n{lines}\r\n".encode() + refused.body)
+        if not keep:
+            self.transport.close()
+        return self.on_response_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread = 0
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -70,14 +119,22 @@ class Protocol(H11Protocol):
 
 
 class Telling(logging.Handler):
-    """uvicorn's warnings and errors as lines on standard error, with nothing that steers a terminal."""
+    """uvicorn's and asyncio's warnings and errors as lines on standard error, with nothing that steers a terminal.
+
+    What is said again within a second, as asyncio does of each connection for which there is no file descriptor, is said once.
+    """
+
+    said: tuple[str, float] = ("", 0.0)
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line; of an exception its type and message."""
         told = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             told += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-        tell(told)
+        now = time.monotonic()
+        if told != self.said[0] or now - self.said[1] > 1.0:
+            tell(told)
+            self.said = told, now
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -102,12 +159,15 @@ def run(server: Server, listener: socket.socket) -> None:
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each
-    logger = logging.getLogger("uvicorn.error")
-    logger.handlers, logger.propagate = [Telling(logging.WARNING)], False
-    logger.setLevel(logging.WARNING)
+        if most != resource.RLIM_INFINITY:
+            server.most_connections = max(most // 2, most - BACKLOG - 256)  # so many are accepted before one can be dropped
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [Telling(logging.WARNING)], False
+        logger.setLevel(logging.WARNING)
     config = uvicorn.Config(
         server.app(),
-        http=Protocol,
+        http=functools.partial(Protocol, server),  # type: ignore[arg-type] # called as the class is
         ws="none",
         loop="asyncio",
         lifespan="on",
