@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 OTHERS = ("cuda12", "cuda13", "docs", "dev")  # for a GPU; what builds the site; the tools whose very version is named
-DECLARED = re.compile(r"([\w.-]+)>=([\w.]+)$")
+DECLARED = re.compile(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)$")
 OURSELVES = re.compile(r"tinyroberta\[[\w,]+\]$")
 
 

@@ -214,7 +214,7 @@ def _table(lines: Iterable[str], name: str, delimiter: str, column: str | None) 
         header = next(rows, None)
         if header is None:
             raise Error(f"{name} is empty: its first line must name the columns")
-        place = header.index(_column(header, column, name))
+        place = header.index(column_of(header, column, name))
         for row in rows:
             where = f"line {rows.line_num} of {name}"
             if not row:
@@ -234,7 +234,7 @@ def _parquet(name: str, column: str | None) -> Iterator[Item]:
 
     try:
         with ParquetFile(name, memory_map=True) as file:
-            texts = _column(file.schema_arrow.names, column, name)
+            texts = column_of(file.schema_arrow.names, column, name)
             number = 0
             for batch in file.iter_batches(ITEMS):
                 for record in batch.to_pylist():
@@ -253,7 +253,8 @@ def import_arrow() -> Any:
     return pyarrow
 
 
-def _column(names: Sequence[str], column: str | None, name: str) -> str:
+def column_of(names: Sequence[str], column: str | None, name: str) -> str:
+    """The column that holds the texts; raises Error where it is not there, or none is named and there are several."""
     if column is None:
         if len(names) == 1:
             return names[0]

@@ -79,7 +79,7 @@ class Writer:
         told = json.dumps(settings, sort_keys=True, default=str)
         self.file = open(self.part, "ab")  # noqa: PTH123, SIM115 - for as long as the writer lives
         try:
-            _lock(self.file, self.part)
+            lock(self.file, self.part)
             self.format = format_of(out, self.part)
             if "\n" in begun:
                 self._resume(begun, told)
@@ -93,9 +93,8 @@ class Writer:
     def _resume(self, begun: str, told: str) -> None:
         first, *lines, _ = begun.split("\n")
         if first != told:
-            was, now = json.loads(first), json.loads(told)
-            changed = ", ".join(name for name in now if now[name] != was.get(name)) or "settings"
-            raise Error(f"{self.part} was begun with another {changed}: give the same, or delete {self.part} and {self.log}")
+            which = changed(json.loads(first), json.loads(told))
+            raise Error(f"{self.part} was begun with another {which}: give the same, or delete {self.part} and {self.log}")
         size = self.part.stat().st_size
         for line in lines:
             entry = Log(*json.loads(line))
@@ -172,6 +171,11 @@ def writing(out: Path, settings: Mapping[str, Any]) -> Iterator[Writer]:
     writer.finish()
 
 
+def changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The names of the settings that differ."""
+    return ", ".join(name for name in {**now, **was} if now.get(name) != was.get(name)) or "settings"
+
+
 def _part(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
@@ -180,7 +184,7 @@ def _log(out: Path) -> Path:
     return out.with_name(f"{out.name}.part.log")
 
 
-def _lock(file: BinaryIO, part: Path) -> None:
+def lock(file: BinaryIO, part: Path) -> None:
     """Let no second process write to the same part."""
     try:
         import fcntl
