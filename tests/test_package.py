@@ -14,7 +14,8 @@ import pytest
 import tinyroberta
 from tinyroberta.demo import FOLDER
 
-EXTRAS = ("numba", "cupy", "huggingface_hub", "tokenizers", "rich", "torch", "transformers", "threadpoolctl", "hypothesis", "pyarrow", "ray")
+EXTRAS = ("numba", "cupy", "huggingface_hub", "tokenizers", "rich", "torch", "transformers", "threadpoolctl", "hypothesis")
+EXTRAS += ("pyarrow", "ray")
 
 
 def test_importing_it_imports_no_extra() -> None:

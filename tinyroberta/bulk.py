@@ -82,14 +82,14 @@ def embed(
     batch_size: int = ROWS,
     **how: Any,
 ) -> Any:
-    """A ray.data.Dataset, or Parquet files by their path or paths, as a lazy Dataset with one column more, as `embed_table` has it.
+    """A ray.data.Dataset, or Parquet files by their path or paths, as a lazy Dataset with embed_table's column more.
 
     concurrency: how many actors, or the least and the most; one for each node where it is None, and with backend="cupy" one for
     each GPU. num_cpus, num_gpus: what Ray sets aside for each: all the CPUs of a node but one, which is left to reading and
-    writing, or one GPU. An actor runs as many threads as its node has CPUs, or num_cpus where that is given. batch_size: rows that
-    Ray hands over together; an actor packs them by batch_tokens. model, how: as embed_table, read on every node under the same
-    name. Everything that is given is checked here, before the job: the model is opened, a text is embedded, and the dataset
-    is asked for its schema. Raises Error as embed_table, on max_errored_blocks, which would leave out rows, and without Ray.
+    writing, or one GPU. An actor runs as many threads as its node has CPUs, or num_cpus where that is given. batch_size: rows
+    that Ray hands over together; an actor packs them by batch_tokens. model, how: as embed_table, read on every node under the
+    same name. All that is given is checked here, before the job: the model is opened, a text is embedded, and the dataset is
+    asked for its schema. Raises Error as embed_table, on max_errored_blocks, which would leave out rows, and without Ray.
     """
     ray = _import_ray()
     running, encode = _parted(how)
@@ -144,7 +144,9 @@ def embed_files(
         targets = [folder / source.name for source in sources]
         pairs = list(zip(sources, targets, strict=True))
         if newer := [s for s, t in pairs if t.exists() and s.stat().st_mtime > t.stat().st_mtime]:
-            raise Error(f"{newer[0]} has changed since {folder / newer[0].name} was made of it: delete that, or name another folder")
+            raise Error(
+                f"{newer[0]} has changed since {folder / newer[0].name} was made of it: delete that, or name another folder"
+            )
         todo = [{"source": str(s), "target": str(t)} for s, t in pairs if not t.exists()]
         if todo:
             given = {"column": column, "into": into, "model": model, "revision": revision, "encode": encode}
@@ -183,13 +185,12 @@ def _check_columns(schema: Any, column: str, into: str, name: str = "the table")
 
 def _check_schema(schema: Any, column: str, into: str) -> None:
     """`_check_columns` of a Ray dataset, whose blocks may also be pandas' and then say no types."""
-    if schema is None:
-        return
-    if isinstance(schema.base_schema, import_arrow().Schema):
-        return _check_columns(schema.base_schema, column, into, "the dataset")
-    column_of(schema.names, column, "the dataset")
-    if into in schema.names:
-        raise Error(f"the dataset has a column {into} already: name another by into=")
+    if schema is not None and isinstance(schema.base_schema, import_arrow().Schema):
+        _check_columns(schema.base_schema, column, into, "the dataset")
+    elif schema is not None:
+        column_of(schema.names, column, "the dataset")
+        if into in schema.names:
+            raise Error(f"the dataset has a column {into} already: name another by into=")
 
 
 def _probe(model: str | None, revision: str | None, running: dict[str, Any], encode: dict[str, Any]) -> Embedder:
@@ -259,7 +260,7 @@ def _mapped(
     batch_size: int | None,
     in_flight: int | None = None,
 ) -> Any:
-    """A dataset through actors, which are started again where they die, with what they had begun."""
+    """A dataset through actors, which Ray Data starts again where they die, as often as they do, with what they had begun."""
     if dataset.context.max_errored_blocks:
         raise Error("DataContext.max_errored_blocks leaves out the rows of what fails: set it to 0")
     if not ray.is_initialized():
@@ -274,14 +275,16 @@ def _mapped(
         running = {"threads": int(num_cpus), **running} if running.get("backend") != "numpy" else running
     if num_cpus is None:
         num_cpus = 1 if gpu else max(0, min(cpus, default=1) - 1)
-    least, most = concurrency if isinstance(concurrency, tuple) else (concurrency or found, concurrency or found)
+    least, most = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
+    least, most = (found, found) if concurrency is None else (least, most)
+    if not isinstance(least, int) or not isinstance(most, int) or not 1 <= least <= most:
+        raise Error(f"concurrency is {concurrency!r}; it must be a number of actors of at least 1, or the least and the most")
     strategy = {"min_size": least, "max_size": most, "max_tasks_in_flight_per_actor": in_flight}
     try:
         compute = ray.data.ActorPoolStrategy(**strategy)
         return dataset.map_batches(
             actor, fn_constructor_kwargs={**given, "running": running}, batch_format="pyarrow", batch_size=batch_size,
             compute=compute, num_cpus=num_cpus, num_gpus=(1 if gpu else 0) if num_gpus is None else num_gpus,
-            max_restarts=-1, max_task_retries=-1,
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise Error(f"Ray does not take what is given: {str(error).partition(chr(10))[0]}") from error
@@ -357,7 +360,7 @@ def _digest(embedder: Embedder) -> str:
     layers = {f"after.{n}.{name}": x for n, step in enumerate(embedder.recipe.after) for name, x in _arrays(step).items()}
     for name, x in {**embedder.model.tensors, **layers}.items():
         found.update(f"{name} {x.dtype} {x.shape}".encode())
-        found.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        found.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     found.update(embedder.tokenizer.to_str().encode())
     return found.hexdigest()
 
