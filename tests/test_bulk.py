@@ -252,7 +252,7 @@ def test_a_killed_actor_loses_no_row(ray: Any, embedder: Any, tmp_path: Path) ->
 
     killer = threading.Thread(target=kill)
     killer.start()
-    given = ray.data.read_parquet(str(source), override_num_blocks=12)
+    given = ray.data.from_arrow([parquet.read_table(path) for path in sorted(source.iterdir())])
     bulk.embed(given, batch_size=100, **TWO).write_parquet(str(out))
     killer.join()
     made = parquet.read_table(out)
