@@ -135,7 +135,7 @@ def quiet(seconds: float = 0.005, busy: float = 0.1, longest: float = 1.0) -> No
 
 def resident(pid: int | str = "self", field: str = "VmRSS") -> float:  # -> MiB
     """What a process holds in memory, files that it has mapped included; NaN where /proc does not say."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, TypeError):
         return int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
     return float("nan")
 
@@ -338,7 +338,7 @@ def rows_of(work: str, times: Times, errors: dict[str, float], workers: dict[str
 
 def processor() -> str:
     """The machine's CPU by name."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, TypeError):
         return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]  # type: ignore[index]
     import platform
 
@@ -363,7 +363,8 @@ def machine() -> dict[str, Any]:
 def save(result: dict[str, Any], what: str) -> Path:
     """Write a result as JSON in benchmarks/results, named for the machine and the day."""
     RESULTS.mkdir(exist_ok=True)
-    name = re.sub("[^a-z0-9]+", "-", f"{result['cpu']} {result['cpus']} cpus".lower()).strip("-")
+    machine = result.get("gpu") or f"{result['cpu']} {result['cpus']} cpus"
+    name = re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
     path = RESULTS / f"{what}-{name}-{result['date']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {path.relative_to(RESULTS.parent.parent)}", flush=True)

@@ -1,6 +1,7 @@
 """Sentence vectors beside sentence-transformers: texts per second, memory and start, of 2,000 sentences of a natural length mix.
 
     python -m benchmarks.embed [--texts 2000] [--seconds 60] [--threads 2] [--peers torch onnx ...] [--exports FOLDER] [--save]
+    python -m benchmarks.embed --gpu --texts 4000 [--seconds 60] [--save]     # on the GPU; torch in batches of 256
 
 The model is RoBERTa base with weights drawn with a seed, as a sentence-transformers folder: mean pooling, Normalize. The
 sentences are drawn with a seed too: words of the embedded model's vocabulary by Zipf's law, as many as a log-normal law says
@@ -36,7 +37,7 @@ from .cpu import SIZES, add_options, apart, exports, machine, median_ratio, quie
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Encode = Callable[[list[str]], Array | None]
-OURS = "highest"
+OURS, OURS_ON_GPU = "highest", "gpu highest"
 SAMPLE = 64
 MOST_BF16 = 2e-2
 
@@ -95,9 +96,10 @@ def write_folder(folder: Path) -> None:
     (place / "modules.json").write_text(json.dumps(modules))
 
 
-def ours(precision: str) -> Callable[[Path, int], Encode]:
+def ours(precision: str, backend: str = "cpu") -> Callable[[Path, int], Encode]:
     def load(folder: Path, threads: int) -> Encode:
-        model = tinyroberta.Embedder.from_pretrained(folder / "model", matmul_precision=precision, threads=threads)
+        threaded = {} if backend == "cupy" else {"threads": threads}
+        model = tinyroberta.Embedder.from_pretrained(folder / "model", backend=backend, matmul_precision=precision, **threaded)
         return lambda texts: model.encode(texts, progress=False)
 
     return load
@@ -120,6 +122,21 @@ def theirs(backend: str, **arguments: Any) -> Callable[[Path, int], Encode]:
     def load(folder: Path, threads: int) -> Encode:
         model = sentence_transformer(folder / ("model" if backend == "torch" else backend), backend, threads, **arguments)
         return lambda texts: np.asarray(model.encode(texts, show_progress_bar=False))
+
+    return load
+
+
+def on_gpu(dtype: str, batch: int = 256) -> Callable[[Path, int], Encode]:
+    """sentence-transformers on the GPU; float32 products are TF32's."""
+
+    def load(folder: Path, threads: int) -> Encode:  # noqa: ARG001
+        import sentence_transformers
+        import torch
+
+        torch.set_float32_matmul_precision("high")
+        given = {"dtype": getattr(torch, dtype)}
+        model = sentence_transformers.SentenceTransformer(str(folder / "model"), device="cuda", model_kwargs=given)
+        return lambda texts: np.asarray(model.encode(texts, batch_size=batch, show_progress_bar=False), np.float32)
 
     return load
 
@@ -157,8 +174,14 @@ STACKS = {
     "openvino bf16": Stack(
         openvino("bf16"), ("sentence_transformers", "optimum.intel", "openvino"), export_openvino, MOST_BF16, "medium"
     ),
+    OURS_ON_GPU: Stack(ours("highest", "cupy"), beside=OURS_ON_GPU),
+    "gpu high": Stack(ours("high", "cupy"), most=2e-3, beside=OURS_ON_GPU),
+    "gpu medium": Stack(ours("medium", "cupy"), most=MOST_BF16, beside=OURS_ON_GPU),
+    "gpu torch tf32": Stack(on_gpu("float32"), ("sentence_transformers", "torch"), None, 2e-3, "gpu high"),
+    "gpu torch f16": Stack(on_gpu("float16"), ("sentence_transformers", "torch"), None, 4e-3, "gpu high"),
+    "gpu torch bf16": Stack(on_gpu("bfloat16"), ("sentence_transformers", "torch"), None, MOST_BF16, "gpu medium"),
 }
-PACKAGES = ("sentence-transformers", "optimum-onnx", "optimum-intel", "tokenizers")
+PACKAGES = ("sentence-transformers", "torch", "optimum-onnx", "optimum-intel", "tokenizers", "cupy-cuda13x")
 
 
 def missing(stack: Stack) -> list[str]:
@@ -258,16 +281,16 @@ def checked(names: list[str], folder: Path, threads: int, texts: list[str]) -> t
             if vectors is None:
                 errors[name] = float("nan")
                 continue
-            if name == OURS:
+            if name in (OURS, OURS_ON_GPU):
                 wanted = vectors
                 errors[name] = far(vectors[:: max(1, len(texts) // SAMPLE)], expected)
             else:
                 errors[name] = far(vectors, wanted)  # type: ignore[arg-type]
-            print(f"  {name:13} off by {errors[name]:.1e}, at most {stack.most:.0e}", flush=True)
+            print(f"  {name:14} off by {errors[name]:.1e}, at most {stack.most:.0e}", flush=True)
             if not errors[name] <= stack.most:
                 raise RuntimeError(f"its vectors are off by {errors[name]:.1e}")
         except Exception as problem:
-            if name == OURS:
+            if name in (OURS, OURS_ON_GPU):
                 raise
             print(f"  {name}: left out, {problem}", flush=True)
             if name in workers:
@@ -279,6 +302,7 @@ def checked(names: list[str], folder: Path, threads: int, texts: list[str]) -> t
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sentence vectors beside sentence-transformers.")
     parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--gpu", action="store_true", help="ours and PyTorch's on the GPU, in place of the CPU's")
     add_options(parser, 120)
     chosen = parser.parse_args()
     about = machine()
@@ -288,12 +312,21 @@ def main() -> None:
                 about["versions"][package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 continue
+    if chosen.gpu:
+        import cupy
+
+        about["gpu"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     threads = chosen.threads or about["cpus"]
     texts = sentences(chosen.texts)
     tokens = np.array([len(encoding) for encoding in load_tokenizer(FOLDER).encode_batch(texts)])
     mix = f"{len(texts)} sentences of {tokens.min()} to {tokens.max()} tokens, median {np.median(tokens):.0f}, {tokens.sum()} all"
-    print(f"{about['cpu']}, {threads} threads; {mix}", *about["path"], sep="\n  ", flush=True)
-    names = [name for name in STACKS if not STACKS[name].needs or chosen.peers is None or name.startswith(tuple(chosen.peers))]
+    print(f"{about.get('gpu', about['cpu'])}, {threads} threads; {mix}", *about["path"], sep="\n  ", flush=True)
+    names = [
+        name
+        for name, stack in STACKS.items()
+        if name.startswith("gpu") == chosen.gpu
+        and (not stack.needs or chosen.peers is None or name.removeprefix("gpu ").startswith(tuple(chosen.peers)))
+    ]
     for name in list(names):
         if lacking := missing(STACKS[name]):
             print(f"{name}: left out, {', '.join(lacking)} not installed")
@@ -304,7 +337,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in workers}
         random = np.random.default_rng(0)
         end = time.perf_counter() + chosen.seconds
-        while time.perf_counter() < end or len(times[OURS]) < 3:
+        while time.perf_counter() < end or len(times[names[0]]) < 3:
             for name in random.permutation(list(workers)):
                 times[name].append(workers[name].seconds())
         print("  texts/s (best, median), times ours, error, MiB at most, seconds to the first vector", flush=True)
@@ -321,12 +354,13 @@ def main() -> None:
                 "rounds": len(each),
             }
             print(
-                f"  {name:13} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   "
+                f"  {name:14} {row['best_texts_per_second']:8.1f} {row['texts_per_second']:8.1f}   "
                 f"x {row['ratio']:5.2f} {row['beside']:7} {row['error']:.1e} {row['peak_mib']:7.0f} {row['start_seconds']:6.2f}",
                 flush=True,
             )
             workers[name].end()
-        print(f"  encode takes {1 / rows['bare']['ratio']:.3f} times the tokenizer and the forward pass alone", flush=True)
+        if "bare" in rows:
+            print(f"  encode takes {1 / rows['bare']['ratio']:.3f} times the tokenizer and the forward pass alone", flush=True)
     if chosen.save:
         save(about | {"threads": threads, "texts": mix, "stacks": rows}, "embed")
 

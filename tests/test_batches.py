@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tinyroberta import Error
 from tinyroberta.demo import FOLDER
-from tinyroberta.tasks.batches import TEXTS, Chunks, answered, chunked, groups
+from tinyroberta.tasks.batches import BUDGET, SHORTEST, Chunks, answered, chunked, groups
 
+TEXTS = BUDGET // SHORTEST  # of a chunk, at most
 some = settings(max_examples=200, deadline=None, derandomize=True)
 
 
@@ -120,10 +121,10 @@ def test_an_error_of_the_iterable_or_the_tokenizer_comes_through() -> None:
 
 
 def test_chunks_are_of_bounded_length() -> None:
-    assert [len(chunk) for chunk in chunked(["a"] * (TEXTS + 1))] == [TEXTS, 1]
-    assert [len(chunk) for chunk in chunked(["a" * 10**6] * 3)] == [1, 1, 1]
-    assert list(chunked([])) == []
-    assert list(chunked([("a", None), None, ("a", ("b", 5))])) == [[("a", None), None, ("a", ("b", 5))]]
+    assert [len(chunk) for chunk in chunked(["a"] * (TEXTS + 1), BUDGET)] == [TEXTS, 1]
+    assert [len(chunk) for chunk in chunked(["a" * 10**6] * 3, BUDGET)] == [1, 1, 1]
+    assert list(chunked([], BUDGET)) == []
+    assert list(chunked([("a", None), None, ("a", ("b", 5))], BUDGET)) == [[("a", None), None, ("a", ("b", 5))]]
 
 
 def test_a_long_text_is_refused_cut_or_read_in_windows() -> None:

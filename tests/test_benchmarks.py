@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that the tinyroberta tested stays the installed one
-from benchmarks import cpu, embed, peers, plot, start
+from benchmarks import cpu, embed, load, peers, plot, start
 
 ROW = {"class": "float32", "error": 5e-7, "median_ms": 2.0}
 
@@ -172,3 +172,48 @@ def test_the_folder_for_embeddings_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert embed.far(vectors, vectors) == 0
     assert embed.far(vectors[:1], vectors) == np.inf
     assert embed.missing(embed.Stack(embed.bare, ("numpy", "no_such.package"))) == ["no_such.package"]
+
+
+def test_our_server_is_measured_under_every_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for needed in ("starlette", "uvicorn", "tokenizers", "resource"):
+        pytest.importorskip(needed)
+    from benchmarks import serve
+
+    found = serve.run({serve.OURS: sys.executable}, embed.FOLDER.resolve(), tmp_path, 0.3, 2)[serve.OURS]
+    for clients in serve.CLIENTS:
+        row = found[f"{clients} clients"]
+        assert row["rounds"] == 2
+        assert row["other_bits"] == 0
+        assert 0 < row["p50"] <= row["p99"]
+        assert row["per_second"] > 0
+    row = found["overload"]
+    assert row["wrong"] == row["other_bits"] == row["given_up"] == row["broken"] == row["failed"] == 0
+    assert row["answered"] + row["refused"] == row["sent"] > 20
+    assert "200 vectors, each text alone, have the bits of Embedder.encode" in capsys.readouterr().out
+
+
+def test_a_wrong_vector_and_other_bits_are_seen() -> None:
+    pytest.importorskip("resource")
+    import base64
+
+    from benchmarks import serve
+
+    right = np.ones((1, 4), np.float32)
+
+    def answer(x: Any) -> load.Answer:
+        coded = base64.b64encode(x.tobytes()).decode()
+        return load.Answer(0, 0.0, 1.0, 1.0, 200, json.dumps({"data": [{"embedding": coded}]}).encode())
+
+    for most, near, expected in ((0.0, 1 + 2e-7, (1, 1)), (1e-5, 1 + 2e-7, (0, 1)), (1e-5, 1 + 1e-4, (1, 1))):
+        running = serve.Running(("127.0.0.1", 1), ["a"], "none", most)
+        running.alone = {0: right[0].tobytes()}
+        assert serve.wrong([answer(right[0]), answer(right[0] * np.float32(near))], running, right) == expected
+
+
+def test_a_connection_that_is_refused_is_told_and_ends() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    (answer,) = load.Load(("127.0.0.1", port), [b"x"], lambda: 0.0).closed(1, 0.0)
+    assert answer.status == load.BROKEN

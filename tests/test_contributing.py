@@ -312,7 +312,7 @@ def copy(addition: Addition, to: Path) -> None:
     """The package and the tests that an addition needs, in another place."""
     shutil.copytree(ROOT / "tinyroberta", to / "tinyroberta", ignore=shutil.ignore_patterns("__pycache__", "demo", "libraries"))
     (to / "tests").mkdir()
-    for name in {"models_for_tests.py", *addition.files, *addition.needs}:
+    for name in {"models_for_tests.py", "tasks_for_tests.py", *addition.files, *addition.needs}:
         if (held := ROOT / "tests" / name).is_dir():
             (to / "tests" / name).symlink_to(held)
         elif held.is_file():  # and not what the addition brings

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import cublaslt, emulator, nvrtc, stand_in
 from models_for_tests import assert_traced, dense, digits, new_model, skip_without, sliced_product
+from tasks_for_tests import FOLLOWED, LONG, MASKED, QUESTIONS, TEXTS, assemble, same
 
 import tinyroberta
 import tinyroberta.cli
@@ -370,6 +371,21 @@ def attended(ops: Any, arrays: Any, sequences: Sequences, heads: int, dtype: Any
     return host(out), exact, max(relative(host(a), b) for a, b in zip(ours, probabilities, strict=True))
 
 
+@pytest.mark.parametrize("width", [1, 30, 129, 768])
+def test_sums(ops: Any, order: str, width: int) -> None:  # noqa: ARG001
+    random = np.random.default_rng()
+    ends = np.cumsum([1, 7, 64, 3, 512])
+    starts = ends - [1, 7, 60, 3, 500]  # some parts leave out their first rows
+    x = (random.standard_normal((ends[-1], width)) * np.exp(2 * random.standard_normal((ends[-1], width)))).astype(np.float32)
+    for given in (x, x.astype(np.float16)):
+        found = ops.to_numpy(ops.sums(ops.cp.asarray(given), starts, ends))
+        assert found.dtype == np.float64
+        wanted = definition.sums(given.astype(np.float32), starts, ends) if width > 1 else [
+            [np.cumsum(given.astype(np.float64)[start:end])[-1]] for start, end in zip(starts, ends, strict=True)
+        ]  # fmt: skip
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16])
 @pytest.mark.parametrize(("d", "queries", "keys"), [(12, (1, 63, 65), (1, 63, 65)), (64, (64,), (130,)), (5, (3, 70), (3, 69)),
                                                     (100, (7,), (33,)), (130, (3, 2), (3, 2))])  # fmt: skip
@@ -545,6 +561,53 @@ def test_every_class_eager_recorded_and_replayed(ops: Any, name: str, precision:
         alike(model(**inputs), exact(**inputs), tolerance)
     recordings = [recording for recording in model.weights.recordings.values() if recording]
     assert len(recordings) == (0 if name.endswith("CausalLM") and model.config.is_decoder else 1)
+
+
+@pytest.mark.parametrize(("precision", "route"), WAYS)
+@pytest.mark.parametrize("name", SEVEN)
+def test_texts_without_padding_through_every_head(ops: Any, name: str, precision: str, route: str) -> None:
+    use(ops, route)
+    model, exact = pair(name, matmul_precision=precision)
+    inputs = ragged()
+    texts, types = ([row[mask == 1].tolist() for row, mask in zip(inputs[key], inputs["attention_mask"], strict=True)]
+                    for key in ("input_ids", "token_type_ids"))  # fmt: skip
+    tolerance = BUDGETS[precision]
+    if name.endswith("MultipleChoice"):
+        tolerance *= cancelled(exact, {key: value[:, None] for key, value in inputs.items()})
+    alike(model.packed(texts, types), exact.packed(texts, types), tolerance)
+
+
+TASKS = {
+    "text-classification": ("labels", TEXTS),
+    "token-classification": ("entities", TEXTS),
+    "question-answering": ("answers", [(asked["question"], asked["context"]) for asked in QUESTIONS]),
+    "multiple-choice": ("choices", FOLLOWED),
+    "fill-mask": ("words", MASKED),
+    "feature-extraction": ("bare", TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_answer_as_the_definition(ops: Any, name: str, tmp_path: Path) -> None:  # noqa: ARG001
+    pytest.importorskip("tokenizers")
+    model, given = TASKS[name]
+    folder = assemble(model, tmp_path / "model")
+    found, expected = (list(tinyroberta.task(name, folder, backend=backend)(given)) for backend in ("cupy", "numpy"))
+    as_lists = [[x.tolist() if isinstance(x, np.ndarray) else x for x in answers] for answers in (found, expected)]
+    assert same(*as_lists)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_has_the_same_bits_in_any_company(ops: Any, precision: str) -> None:
+    use(ops, "own")
+    pytest.importorskip("tokenizers")
+    embedder = tinyroberta.Embedder.from_pretrained(backend="cupy", matmul_precision=precision)
+    exact = tinyroberta.Embedder.from_pretrained(backend="numpy", dtype="float64")
+    texts = [*TEXTS, LONG]
+    together = embedder.encode(texts)
+    assert relative(together, exact.encode(texts)) < BUDGETS[precision]
+    for budget in (1, 40):
+        assert np.array_equal(embedder.encode(texts[::-1], batch_tokens=budget)[::-1], together)
 
 
 def test_a_replay_is_equal_to_the_eager_run(ops: Any) -> None:
@@ -1299,7 +1362,7 @@ def test_threads_that_keep_the_same_code_do_not_meet(ops: Any, monkeypatch: pyte
 # Compilation for real GPUs.
 
 REGISTERS = {"activation": 32, "attention": 128, "attention_mma": 255, "attention_wgmma": 128, "attention_split": 255,
-             "split": 32, "linear_sliced_wgmma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
+             "split": 32, "sums": 32, "linear_sliced_wgmma": 255, "embed": 48, "embed_layer_norm": 64, "layer_norm": 64,
              "linear": 64, "linear_mma": 128, "probabilities": 64, "values": 48, "cut_rows": 168, "layer_norm_cut": 72,
              "linear_sliced": 240}  # fmt: skip
 

@@ -5,7 +5,7 @@ Whole: every position is a row and the mask is added to the scores, as Hugging F
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -262,13 +262,16 @@ def check_range(ids: Array, name: str, size: int) -> None:
 
 def check_texts(texts: Sequence[Any], size: int, name: str = "input_ids") -> tuple[Array, Array]:
     """The ids of texts of any lengths, one after another, (T,) int64, and their lengths, (B,); raises Error as check_ids."""
-    rows = [check_integers(text, f"text {b}") if len(text) else np.zeros(0, np.int64) for b, text in enumerate(texts)]
-    lengths = np.array([len(row) for row in rows])
-    if not lengths.all() or not rows:
+    lengths = np.array([len(text) for text in texts])
+    if not lengths.all() or not len(lengths):
         raise Error(f"the texts have {lengths.tolist()} tokens; there must be at least one text, and one token in each")
-    if wrong := [b for b, row in enumerate(rows) if row.ndim != 1]:
-        raise Error(f"text {wrong[0]} has shape {rows[wrong[0]].shape}; it must be (tokens,)")
-    ids = np.concatenate(rows)
+    if all(type(text) is list for text in texts) and set(map(type, chain(*texts))) == {int}:  # one array: many take long
+        ids = check_integers(list(chain(*texts)), "a text")
+    else:
+        rows = [check_integers(text, f"text {b}") for b, text in enumerate(texts)]
+        if wrong := [b for b, row in enumerate(rows) if row.ndim != 1]:
+            raise Error(f"text {wrong[0]} has shape {rows[wrong[0]].shape}; it must be (tokens,)")
+        ids = np.concatenate(rows)
     check_range(ids, name, size)
     return ids, lengths
 

@@ -68,6 +68,7 @@ def every_kernel(ops: Any) -> None:
         ops.device.hopper = wgmma
         ids = ops.asarray(np.arange(5))
         ops.embed(ids, ids, ids, w, w, ops.weights.Segments(w, False))
+        ops.sums(x, np.array([0, 3]), np.array([3, 5]))
 
 
 def main(sanitizer: str, planted: bool) -> None:

@@ -23,7 +23,8 @@ from . import emulator
 
 GUARD = 256  # bytes; 0 for AddressSanitizer, which has its own around every allocation
 DEFAULT_SHARED = 48 * 1024
-DTYPES = {"f4": np.float32, "b2": ml_dtypes.bfloat16, "h2": np.float16, "i1": np.int8, "i4": np.int32, "i8": np.int64}
+DTYPES = {"f4": np.float32, "f8": np.float64, "b2": ml_dtypes.bfloat16, "h2": np.float16, "i1": np.int8, "i4": np.int32,
+          "i8": np.int64}  # fmt: skip
 FUNCTIONS = {np.concatenate, np.zeros_like, np.empty_like, np.einsum, np.repeat, np.broadcast_to, np.shape}
 
 live: weakref.WeakSet["Block"] = weakref.WeakSet()

@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import Error, ieee
 from ..weights.files import release
 from . import Activation, Sequences, Settings
-from .numpy import _threadpoolctl, asarray, attend, embed, finish, keeps_alike, recorded, running, to_numpy
+from .numpy import _threadpoolctl, asarray, attend, embed, finish, keeps_alike, recorded, running, sums, to_numpy
 from .records import PRODUCTS, WORDS, Activated, Dense, Norm, Normed, Table, each, mapped
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "recorded",
     "relative",
     "running",
+    "sums",
     "to_numpy",
 ]
 

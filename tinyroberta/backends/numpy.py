@@ -148,6 +148,11 @@ def activation(x: Array, name: Activation) -> Array:
     return _activate(x, name)
 
 
+def sums(x: Array, starts: Array, ends: Array) -> Array:  # (T, D), (B,) x2 -> (B, D) float64
+    """The sum of each part's rows, start : end, in float64 and row after row; no part is empty."""
+    return np.stack([x[start:end].sum(0, dtype=np.float64) for start, end in zip(starts, ends, strict=True)])
+
+
 def _activate(x: Array, name: Activation) -> Array:
     y = np.asarray(name(x)) if callable(name) else ACTIVATIONS[name](x)
     if y.shape != x.shape:

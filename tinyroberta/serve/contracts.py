@@ -14,11 +14,10 @@ import numpy as np
 
 from ..errors import Error, ieee
 from ..tasks import bge_m3
-from ..tasks.batches import Answered
 from ..tasks.classify import applied, labels_of
 from ..tasks.embed import Embedder, similarity
 from ..tasks.tokenizer import decode
-from .kinds import Served, TooLong, encoded, vectors
+from .kinds import Served, TooLong, encoded
 from .packing import Job
 
 STATUS = {"Empty": 400, "Validation": 413, "Tokenizer": 422, "Backend": 424, "Overloaded": 429, "Unhealthy": 503}
@@ -189,12 +188,12 @@ def vector_job(
 
     @ieee
     def reduce(window: Any, rows: Any) -> Any:
-        states = embedder.model.ops.asarray(rows) if outputs == ("sparse",) else rows
-        return window, embedder.outputs(states, [window], outputs, len(before), left_out)[0]
+        found = embedder.outputs(rows, [window], outputs, len(before), left_out)
+        return window, {name: value[0] for name, value in found.items()}
 
     def finish(kept: list[Any]) -> Any:
         if outputs == ("dense",):
-            return vectors([last(Answered(None, [window], [found])) for window, found in kept])
+            return last(np.stack([found["dense"] for _, found in kept]))
         return kept
 
     return Job(windows, reduce, finish)

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from ..errors import Error, ieee
 from ..keywords import running_of
+from ..tasks.batches import BUDGET_ON_GPU
 from ..tasks.classify import TextClassification
 from ..tasks.embed import Embedder
 from ..tasks.sentence_transformers import modules_of
-from ..tasks.task import Task, by_window
+from ..tasks.task import Task, reads_types
 from ..tasks.tokenizer import check_text
 from ..weights.checkpoint import read_config
 from ..weights.hub import checkpoint_folder, on_disk
@@ -55,9 +55,11 @@ class Served:
 
     @ieee
     def forward(self, windows: list[Any]) -> Sequence[Any]:
-        """What the model gives for each window: its last hidden states (tokens, D), or its logits (labels,)."""
+        """What the model gives for each window: its last hidden states (tokens, D), the backend's, or its logits (labels,)."""
         if self.kind == "embedding":
-            return by_window(self.task.packed(windows)["last_hidden_state"], windows)
+            model, types = self.task.model, reads_types(self.task.model, self.task.tokenizer)
+            states = model.packed([w.ids for w in windows], [w.type_ids for w in windows] if types else None).last_hidden_state
+            return [states[start:end] for start, end in pairwise(accumulate(map(len, windows), initial=0))]
         return list(self.task.packed(windows)["logits"])
 
     def read(self, texts: Sequence[Any], truncate: bool = False, side: str | None = None) -> list[Any]:
@@ -125,11 +127,6 @@ def cutter(tokenizer: Any, length: int, side: str) -> Any:
     return copy
 
 
-def vectors(found: Sequence[Any]) -> Any:  # [(D,)] -> (N, D)
-    """Vectors in one array, float32."""
-    return np.stack(found).astype(np.float32, copy=False)
-
-
 def budget_of(served: Served) -> int:
     """How many tokens go through the model together where nobody says; 1 is one text alone.
 
@@ -138,7 +135,7 @@ def budget_of(served: Served) -> int:
     """
     model = served.task.model
     if model.backend == "cupy":
-        return 16384
+        return BUDGET_ON_GPU
     alone = model.backend == "numpy"
     if model.backend == "cpu":
         from ..backends.numba.paths import chosen_path  # not everywhere importable

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from ..errors import Error
 
 BUDGET = 4096  # tokens of a group: past some thousand no token gets cheaper, and memory grows
-CHARACTERS = 4 * 4 * BUDGET  # of a chunk: some four groups, at about four characters a token
-TEXTS = 1024  # of a chunk
+BUDGET_ON_GPU = 16384  # there a group that is smaller leaves multiprocessors idle
+CHARACTERS = 4 * 4  # of a chunk, for each token of the budget: some four groups, at about four characters a token
+SHORTEST = 4  # tokens of a text on average, where a chunk is bounded by its texts
 
 Reading = list[Any] | Error  # a text's encodings, a window each; or why it cannot be read
 Read = Callable[[list[Any]], Sequence[Reading]]
@@ -38,7 +39,7 @@ def answered(read: Read, compute: Compute, texts: Iterable[Any], budget: int = B
     """
     if budget < 1:
         raise Error(f"batch_tokens is {budget}; it must be at least 1")
-    chunks = texts if isinstance(texts, Chunks) else chunked(texts)
+    chunks = texts if isinstance(texts, Chunks) else chunked(texts, max(BUDGET, budget))
     waiting: deque[tuple[list[Any], Future[Sequence[Reading]]]] = deque()
     with ThreadPoolExecutor(1, "tokenizer") as thread:
         for chunk in chunks:
@@ -60,14 +61,14 @@ class Chunks:
         return iter(self.chunks)
 
 
-def chunked(texts: Iterable[Any]) -> Iterator[list[Any]]:
-    """Texts in lists of up to CHARACTERS characters and TEXTS texts."""
+def chunked(texts: Iterable[Any], budget: int) -> Iterator[list[Any]]:
+    """Texts in lists, each of some groups of `budget` tokens."""
     chunk: list[Any] = []
     length = 0
     for text in texts:
         chunk.append(text)
         length += _length(text)
-        if length >= CHARACTERS or len(chunk) >= TEXTS:
+        if length >= CHARACTERS * budget or len(chunk) >= budget // SHORTEST:
             yield chunk
             chunk, length = [], 0
     if chunk:

@@ -18,12 +18,13 @@ from ..plan import plan
 from ..progress import counted
 from ..weights.hub import checkpoint_folder, on_disk
 from . import bge_m3
-from .batches import BUDGET, Answered, mapped
-from .sentence_transformers import Dense, Normalize, Recipe, read_recipe
+from .batches import Answered, mapped
+from .sentence_transformers import Dense, Normalize, Parts, Recipe, read_recipe
 from .task import Long, Task, longest_of, open_model, reads_types, single
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Vector = Array | Error
+Finish = Callable[[Array], Array]
 PRECISIONS = ("float32", "binary", "ubinary")
 THEIRS = {  # SentenceTransformer.encode's keywords that change nothing here, and the values of those that would change something
     "batch_size": None,
@@ -49,7 +50,7 @@ class Embedder(Task):
         m3: bge_m3.Linears | None = None,
         *,
         long: Long = "truncate",
-        batch_tokens: int = BUDGET,
+        batch_tokens: int | None = None,
     ) -> None:
         """An embedder of a bare model, the tokenizer that `load_tokenizer` gives, and a Recipe (mean pooling where that is None).
 
@@ -149,16 +150,17 @@ class Embedder(Task):
             raise Error(f"a text is of type {type(texts).__name__}; it must be a string")
         if outputs is not None:
             self._check_outputs(outputs)
-            answers = self._shown(inputs, self._answered(inputs, outputs, **given), progress)
+            answers = self._shown(inputs, self._answered(inputs, outputs, finish, **given), progress)
             return self._outputs(answers, finish, outputs, one)
         if output_value == "sentence_embedding":
-            answers = self._shown(inputs, self._answered(inputs, ("dense",), **given), progress)
-            vectors = _quantized(_stacked(map(finish, answers), self._width(truncate_dim)), precision)
+            answers = self._shown(inputs, self._answered(inputs, ("dense",), finish, **given), progress)
+            vectors = _stacked((_vector(answer, finish) for answer in answers), self._width(truncate_dim))
+            vectors = _quantized(vectors, precision)
             vectors = vectors[0] if one else vectors
             return _as_tensor(vectors) if convert_to_tensor else vectors
         if output_value not in ("token_embeddings", None):
             raise Error(f"output_value is {output_value!r}; it must be 'sentence_embedding', 'token_embeddings' or None")
-        answers = self._shown(inputs, self._answered(inputs, ("dense", "tokens"), **given), progress)
+        answers = self._shown(inputs, self._answered(inputs, ("dense", "tokens"), finish, **given), progress)
         tokens = [_tokens(answer) if output_value else self._everything(answer, finish) for answer in answers]
         return tokens[0] if one else tokens
 
@@ -181,8 +183,8 @@ class Embedder(Task):
         """
         finish = self.finisher(normalize, truncate_dim)
         given: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt, "max_length": max_length, "long": long}
-        answers = self._answered(texts, ("dense",), batch_tokens=batch_tokens, keep_errors=keep_errors, **given)
-        return (finish(answer) if answer.error is None else answer.error for answer in answers)
+        answers = self._answered(texts, ("dense",), finish, batch_tokens=batch_tokens, keep_errors=keep_errors, **given)
+        return (_vector(answer, finish) if answer.error is None else answer.error for answer in answers)
 
     def encode_query(self, texts: Any, **how: Any) -> Any:
         """`encode` with the prompt named "query", where there is one and none is given; as SentenceTransformer.encode_query."""
@@ -246,6 +248,7 @@ class Embedder(Task):
         self,
         texts: Iterable[Any],
         kinds: Sequence[str],
+        finish: Finish,
         *,
         prompt_name: str | None,
         prompt: str | None,
@@ -254,60 +257,65 @@ class Embedder(Task):
         batch_tokens: int | None,
         keep_errors: bool = False,
     ) -> Iterator[Answered]:
-        """Texts with a dict of `kinds` for each of their windows."""
+        """Texts with a dict of `kinds` for each of their windows; beside "dense" the "vector" that `finish` makes of it."""
         before = self.prompt_text(prompt_name, prompt)
         texts = mapped(lambda text: before + text if isinstance(text, str) else single(text), texts)
         left_out = self.left_out(before)
 
         @ieee
         def compute(windows: list[Any]) -> list[dict[str, Any]]:
-            return self._computed(windows, kinds, len(before), left_out)
+            found = self._computed(windows, kinds, len(before), left_out)
+            if "dense" in kinds:
+                found["vector"] = finish(found["dense"])
+            return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
 
         length = min(self.max_seq_length, self.longest) if max_length is None else max_length
         how: dict[str, Any] = {"long": long, "batch_tokens": batch_tokens, "keep_errors": keep_errors}
         return self.answered(texts, compute, max_length=length, **how)
 
-    def _computed(self, windows: list[Any], kinds: Sequence[str], characters: int, left_out: int) -> list[dict[str, Any]]:
+    def _computed(self, windows: list[Any], kinds: Sequence[str], characters: int, left_out: int) -> dict[str, Any]:
         types = [window.type_ids for window in windows] if reads_types(self.model, self.tokenizer) else None
         states = self.model.packed([window.ids for window in windows], types).last_hidden_state
         return self.outputs(states, windows, kinds, characters, left_out)
 
     def outputs(
         self, states: Any, windows: list[Any], kinds: Sequence[str], characters: int = 0, left_out: int = 0
-    ) -> list[dict[str, Any]]:
-        """What windows' last hidden states (T, hidden) come to, for each "tokens", "dense", "sparse", "colbert" as `kinds` asks.
+    ) -> dict[str, Any]:
+        """What windows' last hidden states (T, hidden) come to: by each name in `kinds` an item a window.
 
-        characters, left_out: of a prompt before each text, its length and the tokens of it that are not pooled.
+        "tokens" are their states, "dense" pooled vectors, "sparse" and "colbert" BGE-M3's. characters, left_out: of a prompt
+        before each text, its length and the tokens of it that are not pooled.
         """
         ops = self.model.ops
-        cuts = np.cumsum([len(window) for window in windows])[:-1]
-        found: dict[str, list[Any]] = {}
-        if "dense" in kinds or "tokens" in kinds:
-            rows = np.split(ops.to_numpy(states), cuts)
-            found["tokens"] = rows
-        if "dense" in kinds:
-            starts = [_prompt_tokens(window, characters, left_out) for window in windows]
-            found["dense"] = [self.recipe.pooling(x, start) for x, start in zip(rows, starts, strict=True)]
-        for name in ("sparse", "colbert"):
-            if name in kinds:
+        found: dict[str, Any] = {}
+        ends = np.cumsum([len(window) for window in windows])
+        for name in kinds:
+            if name == "tokens":
+                found[name] = np.split(ops.to_numpy(states), ends[:-1])
+            elif name == "dense":
+                begins = np.concatenate([[0], ends[:-1]])
+                starts = begins + [_prompt_tokens(window, characters, left_out) for window in windows] if left_out else begins
+                found[name] = self.recipe.pooling(ops, states, Parts(begins, starts, ends))
+            else:
                 with ops.running(self.model.settings):
                     x = ops.linear(states, **self._m3[name], activation="relu" if name == "sparse" else None)
-                found[name] = np.split(ops.to_numpy(x), cuts)
-        return [{name: found[name][n] for name in kinds} for n in range(len(windows))]
+                found[name] = np.split(ops.to_numpy(x), ends[:-1])
+        return found
 
-    def finisher(self, normalize: bool | None, truncate_dim: int | None) -> Callable[[Answered], Array]:
-        """What makes a text's vector of its windows' pooled ones, float32 (D,), by encode's arguments of these names."""
+    def finisher(self, normalize: bool | None, truncate_dim: int | None) -> Finish:
+        """What makes texts' vectors, float32 (B, d), of their pooled ones (B, D), by encode's arguments of these names."""
         self._width(truncate_dim)
         steps = self.recipe.after
         while normalize is False and steps and isinstance(steps[-1], Normalize):
             steps = steps[:-1]
 
         @ieee
-        def finish(answer: Answered) -> Array:
-            x = _joined([result["dense"] for result in answer.results], answer.windows).astype(self.model.settings.dtype)
+        def finish(pooled: Array) -> Array:
+            x = pooled.astype(self.model.settings.dtype)
             for number, step in enumerate(steps):
-                x = normalized(x) if isinstance(step, Normalize) else self._projected(x, step, f"after.{number}")
-            x = x[:truncate_dim]
+                name = f"after.{number}"
+                x = normalized(x) if isinstance(step, Normalize) else np.stack([self._projected(row, step, name) for row in x])
+            x = x[:, :truncate_dim]
             return (normalized(x) if normalize else x).astype(np.float32)
 
         return finish
@@ -384,16 +392,14 @@ class Embedder(Task):
         total = len(texts) if isinstance(texts, Sized) else None
         return counted(answers, total, "embedding", "texts", progress)
 
-    def _outputs(
-        self, answers: Iterator[Answered], finish: Callable[[Answered], Array], outputs: Sequence[str], one: bool
-    ) -> dict[str, Any]:
+    def _outputs(self, answers: Iterator[Answered], finish: Finish, outputs: Sequence[str], one: bool) -> dict[str, Any]:
         found: dict[str, list[Any]] = {name: [] for name in outputs}
         unused = bge_m3.unused_tokens(self.tokenizer)
         for answer in answers:
             for name in outputs:
                 parts = [result[name] for result in answer.results]
                 if name == "dense":
-                    found[name].append(finish(answer))
+                    found[name].append(_vector(answer, finish))
                 elif name == "sparse":
                     found[name].append(bge_m3.sparse([window.ids for window in answer.windows], parts, unused))
                 else:
@@ -403,13 +409,13 @@ class Embedder(Task):
             result["dense"] = _stacked(iter(found["dense"]), self.dimension)
         return {name: x[0] for name, x in result.items()} if one else result
 
-    def _everything(self, answer: Answered, finish: Callable[[Answered], Array]) -> dict[str, Array]:
+    def _everything(self, answer: Answered, finish: Finish) -> dict[str, Array]:
         ids = np.concatenate([window.ids for window in answer.windows])
         return {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
             "token_embeddings": _tokens(answer),
-            "sentence_embedding": finish(answer),
+            "sentence_embedding": _vector(answer, finish),
         }
 
 
@@ -437,12 +443,14 @@ def normalized(x: Array) -> Array:  # (..., D) -> (..., D)
     return (x / np.maximum(length, 1e-12)).astype(x.dtype)
 
 
-def _joined(pooled: list[Array], windows: Sequence[Any]) -> Array:
-    """The mean of windows' pooled vectors, each as often as it has tokens."""
-    if len(pooled) == 1:
-        return pooled[0]
-    counts = [len(window) for window in windows]
-    return np.stack([count * x.astype(np.float64) for count, x in zip(counts, pooled, strict=True)]).sum(0) / sum(counts)
+def _vector(answer: Answered, finish: Finish) -> Array:  # -> (d,)
+    """A text's vector: of several windows that of the mean of their pooled ones, each as often as it has tokens."""
+    if len(answer.results) == 1:
+        vector: Array = answer.results[0]["vector"]
+        return vector
+    counts = [len(window) for window in answer.windows]
+    weighted = [count * result["dense"].astype(np.float64) for count, result in zip(counts, answer.results, strict=True)]
+    return finish(np.stack(weighted).sum(0, keepdims=True) / sum(counts))[0]
 
 
 def _prompt_tokens(window: Any, characters: int, count: int) -> int:

@@ -16,7 +16,7 @@ from ..progress import counted
 from ..weights.checkpoint import beside
 from ..weights.files import read_json
 from ..weights.hub import checkpoint_folder, on_disk
-from .batches import BUDGET, Answered, mapped
+from .batches import Answered, mapped
 from .sentence_transformers import TORCH_ACTIVATIONS, activation_of, modules_of
 from .task import Long, Task, longest_of, open_model
 
@@ -39,7 +39,7 @@ class Reranker(Task):
         *,
         max_length: int | None = None,
         long: Long = "truncate",
-        batch_tokens: int = BUDGET,
+        batch_tokens: int | None = None,
     ) -> None:
         """A reranker of a model and the tokenizer that `load_tokenizer` gives.
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends import Backend
 from ..backends.numpy import ACTIVATIONS
 from ..errors import Error
 from ..weights import safetensors, torch_bin
@@ -44,35 +45,55 @@ TORCH_ACTIVATIONS = {  # torch's classes by the names that the backends know
 assert set(TORCH_ACTIVATIONS.values()) <= set(ACTIVATIONS)
 
 
-# Pooling: a text's rows -> one vector. Sums are float64, row after row, so they are the text's own and the same on every machine.
+# Pooling: texts' rows -> a vector each. Sums are float64, row after row: they are the text's own and the same on every machine.
 
 
-def cls(x: Array, first: int) -> Array:  # (n, D) -> (D,)
-    return x[first]
+class Parts(NamedTuple):
+    """Which rows are whose: text b begins at row begins[b] and ends before ends[b]; starts[b] is the first that is pooled."""
+
+    begins: Array  # (B,) integers
+    starts: Array
+    ends: Array
+
+    @property
+    def counts(self) -> Array:
+        """How many rows of each text are pooled, (B, 1)."""
+        return (self.ends - self.starts)[:, None]
 
 
-def maximum(x: Array, first: int) -> Array:
-    return x[first:].max(0)
+def cls(ops: Backend, x: Any, parts: Parts) -> Array:  # (T, D) of the backend -> (B, D)
+    return ops.to_numpy(x[parts.starts])
 
 
-def mean(x: Array, first: int) -> Array:
-    return x[first:].sum(0, dtype=np.float64) / (len(x) - first)
+def maximum(ops: Backend, x: Any, parts: Parts) -> Array:
+    rows = ops.to_numpy(x)
+    return np.stack([rows[start:end].max(0) for _, start, end in zip(*parts, strict=True)])
 
 
-def mean_sqrt_len_tokens(x: Array, first: int) -> Array:
-    return x[first:].sum(0, dtype=np.float64) / np.sqrt(np.float64(len(x) - first))
+def mean(ops: Backend, x: Any, parts: Parts) -> Array:
+    return ops.to_numpy(ops.sums(x, parts.starts, parts.ends)) / parts.counts
 
 
-def weightedmean(x: Array, first: int) -> Array:
-    weights = np.arange(first + 1, len(x) + 1, dtype=np.float64)
-    return (x[first:] * weights[:, None]).sum(0) / weights.sum()
+def mean_sqrt_len_tokens(ops: Backend, x: Any, parts: Parts) -> Array:
+    return ops.to_numpy(ops.sums(x, parts.starts, parts.ends)) / np.sqrt(parts.counts)
 
 
-def lasttoken(x: Array, first: int) -> Array:  # noqa: ARG001 - every mode has the same arguments
-    return x[-1]
+def weightedmean(ops: Backend, x: Any, parts: Parts) -> Array:
+    rows = ops.to_numpy(x)
+
+    def pooled(begin: int, start: int, end: int) -> Array:
+        weights = np.arange(start - begin + 1, end - begin + 1, dtype=np.float64)
+        return (rows[start:end] * weights[:, None]).sum(0) / weights.sum()
+
+    return np.stack([pooled(*part) for part in zip(*parts, strict=True)])
 
 
-MODES: dict[str, Callable[[Array, int], Array]] = {  # in the order in which a folder's flags are put side by side
+def lasttoken(ops: Backend, x: Any, parts: Parts) -> Array:
+    return ops.to_numpy(x[parts.ends - 1])
+
+
+Mode = Callable[[Backend, Any, Parts], Array]
+MODES: dict[str, Mode] = {  # in the order in which a folder's flags are put side by side
     "cls": cls,
     "max": maximum,
     "mean": mean,
@@ -96,9 +117,9 @@ class Pooling(NamedTuple):
     modes: tuple[str, ...] = ("mean",)
     include_prompt: bool = True
 
-    def __call__(self, x: Array, prompt: int = 0) -> Array:  # (n, D) -> (modes * D,)
-        """A text's rows as one vector; `prompt` of them, at the beginning, are left out."""
-        return np.concatenate([MODES[mode](x, prompt) for mode in self.modes])
+    def __call__(self, ops: Backend, x: Any, parts: Parts) -> Array:  # (T, D) of the backend -> (B, modes * D)
+        """Texts' rows as a vector each, NumPy's; only these leave a GPU, but for the modes max and weightedmean."""
+        return np.concatenate([MODES[mode](ops, x, parts) for mode in self.modes], 1)
 
 
 class Dense(NamedTuple):

@@ -15,7 +15,7 @@ from ..family import KIN
 from ..keywords import Running, running_of, settings_of
 from ..weights.checkpoint import open_checkpoint, read_config, read_generation_config
 from ..weights.hub import checkpoint_folder, on_disk
-from .batches import BUDGET, Answered, Compute, Reading, answered
+from .batches import BUDGET, BUDGET_ON_GPU, Answered, Compute, Reading, answered
 from .tokenizer import load_tokenizer, read_texts
 
 Long = Literal["error", "truncate", "window"]
@@ -28,16 +28,19 @@ class Task:
     head: ClassVar[str]  # the key in heads.HEADS
     name: ClassVar[str]  # transformers' name of the task
 
-    def __init__(self, model: Any, tokenizer: Any, *, long: Long = "error", batch_tokens: int = BUDGET) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, long: Long = "error", batch_tokens: int | None = None) -> None:
         """A task of a model of this library and a tokenizer that `load_tokenizer` gives.
 
         long: what is done with a text that is longer than the model reads, "error", "truncate" or "window"; batch_tokens: how
-        many tokens go through the model together, which changes no result. Raises Error on a model with another head.
+        many tokens go through the model together (4096, on a GPU 16384), which changes no result. Raises Error on a model with
+        another head.
         """
         if getattr(type(model), "head", None) is None or not type(model).__name__.endswith(self.head):
             raise Error(f"{self.name} is a task for a model ...{self.head}, and was given a {type(model).__name__}")
         check_long(long)
-        self.model, self.tokenizer, self.long, self.batch_tokens = model, tokenizer, long, batch_tokens
+        self.model, self.tokenizer, self.long = model, tokenizer, long
+        usual = BUDGET_ON_GPU if model.backend == "cupy" else BUDGET
+        self.batch_tokens = usual if batch_tokens is None else batch_tokens
         self._reading = threading.Lock()  # the tokenizer holds how texts are cut
 
     @classmethod

@@ -29,7 +29,7 @@ if not _devices or int(cp.cuda.Device().compute_capability) < 80:
 
 from .attention import attention, keeps_alike
 from .device import describe
-from .ops import activation, asarray, embed, in_steps, layer_norm, linear, to_numpy
+from .ops import activation, asarray, embed, in_steps, layer_norm, linear, sums, to_numpy
 from .recording import recorded
 from .sequences import running
 from .weights import prepare
@@ -48,5 +48,6 @@ __all__ = [
     "recorded",
     "relative",
     "running",
+    "sums",
     "to_numpy",
 ]

@@ -52,6 +52,7 @@ KERNELS = {  # file: its kernels, as C++ names them
     "linear_mma.cu": [f"linear_mma<{x}, {y}>" for x in SIXTEEN_BITS for y in (x, "float")],
     "linear_sliced.cu": ["linear_sliced<3>", "linear_sliced<4>"],
     "split.cu": ["split"],
+    "sums.cu": ["sums"],
     "linear_sliced_wgmma.cu": [
         f"linear_sliced_wgmma<{block}>" for block in ("3, 2, 128, 4", "3, 2, 96, 4", "4, 2, 96, 4", "3, 1, 32, 6", "4, 1, 32, 6")
     ],

@@ -28,6 +28,7 @@ IDENTITY, GELU, GELU_TANH = 0, 1, 2
 OF_FLOAT = Tile(rows=64, columns=64, threads=256)
 OF_SIXTEEN_BITS = Tile(rows=128, columns=128, threads=256, shared=3 * (128 + 128) * (32 + 8) * 2)  # three stages of 40 numbers
 THREADS = 256  # of a block that works number by number
+COLUMNS = 128  # of a block that adds rows up
 
 
 class Embedded(NamedTuple):
@@ -168,6 +169,15 @@ def elementwise(x: Array, which: int, residual: Array | None = None, y: Array | 
 def converted(x: Array, dtype: Any) -> Array:
     """An array's numbers as another type."""
     return elementwise(x, IDENTITY, y=cp.empty(x.shape, dtype))
+
+
+def sums(x: Array, starts: Any, ends: Any) -> Array:  # (T, D), (B,) x2 -> (B, D) float64
+    """The sum of each part's rows, start : end, in float64 and row after row, with the bits of the NumPy backend's."""
+    x = cp.ascontiguousarray(x if x.dtype == FLOAT else converted(x, FLOAT))
+    y = cp.empty((len(starts), x.shape[1]), np.float64)
+    grid = (len(starts), -(-x.shape[1] // COLUMNS))
+    launch("sums", grid, (COLUMNS,), x=x, starts=asarray(starts), ends=asarray(ends), y=y, width=x.shape[1])
+    return y
 
 
 def asarray(x: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The CPU backend: the ops of the contract compiled by Numba (`relative` is NumPy's), products on tiles where the CPU has them.
+"""The CPU backend: the ops of the contract compiled by Numba (`relative` and `sums` are NumPy's), with products on tiles.
 
 It computes in float32 only; float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits
 alone and in any batch, in any order and with any number of threads; on blas that is up to BLAS. reproducible.py gives the same
@@ -39,7 +39,7 @@ from ...errors import Error
 from ...progress import progress
 from .. import Activation, Sequences, Settings, bitwise
 from ..bitwise import single
-from ..numpy import finish, keeps_alike, relative
+from ..numpy import finish, keeps_alike, relative, sums
 from ..records import ACTIVATION, ATTENTION, Dense, each
 from . import activations, cutting, embeddings, norm, threads
 from .attention import bf16, float32
@@ -65,6 +65,7 @@ __all__ = [
     "recorded",
     "relative",
     "running",
+    "sums",
     "to_numpy",
     "warmup",
 ]

@@ -5,7 +5,21 @@ Weights are prepared for products of digits, and attention rounds every product;
 
 from .. import Sequences
 from ..bitwise import relative
-from . import Array, activation, asarray, embed, in_steps, keeps_alike, layer_norm, linear, prepare, recorded, running, to_numpy
+from . import (
+    Array,
+    activation,
+    asarray,
+    embed,
+    in_steps,
+    keeps_alike,
+    layer_norm,
+    linear,
+    prepare,
+    recorded,
+    running,
+    sums,
+    to_numpy,
+)
 from .attention import float32
 
 __all__ = [
@@ -21,6 +35,7 @@ __all__ = [
     "recorded",
     "relative",
     "running",
+    "sums",
     "to_numpy",
 ]
 
