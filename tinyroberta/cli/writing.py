@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..columns import import_arrow
 from ..errors import Error
-from .reading import Item, import_arrow
+from ..weights.files import changed, lock
+from .reading import Item
 
 EVERY = 1.0  # seconds from one line of the log to the next
 HEADER = 128  # bytes of an .npy file before its numbers: room for any count of rows
@@ -171,29 +173,12 @@ def writing(out: Path, settings: Mapping[str, Any]) -> Iterator[Writer]:
     writer.finish()
 
 
-def changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The names of the settings that differ."""
-    return ", ".join(name for name in {**now, **was} if now.get(name) != was.get(name)) or "settings"
-
-
 def _part(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
 def _log(out: Path) -> Path:
     return out.with_name(f"{out.name}.part.log")
-
-
-def lock(file: BinaryIO, part: Path) -> None:
-    """Let no second process write to the same part."""
-    try:
-        import fcntl
-    except ImportError:  # Windows lets no second process rename what the first has open
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise Error(f"another process writes {part} now") from error
 
 
 # The kinds of files.
