@@ -1,7 +1,7 @@
 """Datasets of Ray Data through actors, on as many machines as the cluster has."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..columns import column_of, import_arrow
 from ..errors import Error
@@ -10,6 +10,7 @@ from ..weights.hub import on_disk
 from .tables import check_columns, embedder_of, parted, with_vectors
 
 ROWS = 1024  # that Ray hands to an actor together
+BLOCK = 8192  # rows that begin anew where an actor dies
 PROBE = "A first text."
 
 
@@ -37,7 +38,8 @@ def embed(
     """
     ray = import_ray()
     running, encode = parted(how)
-    if isinstance(dataset, str | Path | list | tuple):
+    from_paths = isinstance(dataset, str | Path | list | tuple)
+    if from_paths:
         paths = [str(path) for path in ([dataset] if isinstance(dataset, str | Path) else dataset)]
         if absent := [path for path in paths if "://" not in path and not Path(path).exists()]:
             raise Error(f"there is no file {absent[0]}")
@@ -47,8 +49,13 @@ def embed(
     _check_schema(dataset.schema(), column, into)
     model = absolute(model)
     probe(model, revision, running, encode)
+    places = places_of(ray, running, concurrency, num_cpus, num_gpus)
+    if from_paths:  # else a file is one block, whatever its length, and one actor's
+        count = dataset.count()
+        places = places.at_most(count)
+        dataset = dataset.repartition(target_num_rows_per_block=max(1, min(BLOCK, count // places.most)))
     given = {"column": column, "into": into, "model": model, "revision": revision, "encode": encode}
-    return mapped(ray, dataset, Tables, given, running, concurrency, num_cpus, num_gpus, batch_size)
+    return mapped(ray, dataset, Tables, given, places, batch_size)
 
 
 def import_ray() -> Any:
@@ -84,21 +91,28 @@ def probe(model: str | None, revision: str | None, running: dict[str, Any], enco
     return embedder
 
 
-def mapped(
+class Places(NamedTuple):
+    """Actors: the least and the most, what Ray sets aside for each, and from_pretrained's keywords there."""
+
+    least: int
+    most: int
+    num_cpus: float
+    num_gpus: float
+    running: dict[str, Any]
+
+    def at_most(self, count: int) -> "Places":
+        """No more actors than pieces of work, but one."""
+        return self._replace(least=min(self.least, max(1, count)), most=min(self.most, max(1, count)))
+
+
+def places_of(
     ray: Any,
-    dataset: Any,
-    actor: type,
-    given: dict[str, Any],
     running: dict[str, Any],
     concurrency: int | tuple[int, int] | None,
     num_cpus: float | None,
     num_gpus: float | None,
-    batch_size: int | None,
-    in_flight: int | None = None,
-) -> Any:
-    """A dataset through actors, which Ray Data starts again where they die, as often as they do, with what they had begun."""
-    if dataset.context.max_errored_blocks:
-        raise Error("DataContext.max_errored_blocks leaves out the rows of what fails: set it to 0")
+) -> Places:
+    """Where actors run, by what is given and what the cluster has; Ray is started where it is not."""
     if not ray.is_initialized():
         ray.init()
     gpu = running.get("backend") == "cupy"
@@ -115,12 +129,27 @@ def mapped(
     least, most = (found, found) if concurrency is None else (least, most)
     if not isinstance(least, int) or not isinstance(most, int) or not 1 <= least <= most:
         raise Error(f"concurrency is {concurrency!r}; it must be a number of actors of at least 1, or the least and the most")
-    strategy = {"min_size": least, "max_size": most, "max_tasks_in_flight_per_actor": in_flight}
+    return Places(least, most, num_cpus, (1 if gpu else 0) if num_gpus is None else num_gpus, running)
+
+
+def mapped(
+    ray: Any,
+    dataset: Any,
+    actor: type,
+    given: dict[str, Any],
+    places: Places,
+    batch_size: int | None,
+    in_flight: int | None = None,
+) -> Any:
+    """A dataset through actors, which Ray Data starts again where they die, as often as they do, with what they had begun."""
+    if dataset.context.max_errored_blocks:
+        raise Error("DataContext.max_errored_blocks leaves out the rows of what fails: set it to 0")
+    strategy = {"min_size": places.least, "max_size": places.most, "max_tasks_in_flight_per_actor": in_flight}
     try:
         compute = ray.data.ActorPoolStrategy(**strategy)
         return dataset.map_batches(
-            actor, fn_constructor_kwargs={**given, "running": running}, batch_format="pyarrow", batch_size=batch_size,
-            compute=compute, num_cpus=num_cpus, num_gpus=(1 if gpu else 0) if num_gpus is None else num_gpus,
+            actor, fn_constructor_kwargs={**given, "running": places.running}, batch_format="pyarrow", batch_size=batch_size,
+            compute=compute, num_cpus=places.num_cpus, num_gpus=places.num_gpus,
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise Error(f"Ray does not take what is given: {str(error).partition(chr(10))[0]}") from error

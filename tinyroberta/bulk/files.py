@@ -1,9 +1,7 @@
 """Parquet files in and out, one by one: a job that was killed goes on with the files that are left."""
 
 import hashlib
-import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,10 @@ from ..columns import import_arrow
 from ..errors import Error
 from ..tasks.embed import Embedder
 from ..tasks.sentence_transformers import Dense
-from ..weights.files import changed, lock
-from .cluster import Tables, absolute, import_ray, mapped, probe
+from ..weights.files import changed, lock, read_json, write_atomically, write_json
+from .cluster import BLOCK, Tables, absolute, import_ray, mapped, places_of, probe
 from .tables import check_columns, parted, with_vectors
 
-GROUP = 8192  # rows of a row group that embed_files writes
 RECORD = "_tinyroberta.json"  # in embed_files' folder: what its files depend on; what reads Parquet folders passes over a "_"
 
 
@@ -55,7 +52,7 @@ def embed_files(
         check_columns(schema, column, into, str(source))
     model, folder = absolute(model), Path(out).expanduser().absolute()
     embedder = probe(model, revision, running, encode)
-    settings = {"model": _digest(embedder), "column": column, "into": into, **_told(running, encode)}
+    settings = {"model": _digest(embedder), "column": column, "into": into, **_told(embedder, running, encode)}
     with _recorded(folder, settings, {source.name: str(source) for source in sources}):
         targets = [folder / source.name for source in sources]
         pairs = list(zip(sources, targets, strict=True))
@@ -67,7 +64,8 @@ def embed_files(
         if todo:
             given = {"column": column, "into": into, "model": model, "revision": revision, "encode": encode}
             files = ray.data.from_items(todo, override_num_blocks=len(todo))
-            mapped(ray, files, Files, given, running, concurrency, num_cpus, num_gpus, None, 1).materialize()
+            places = places_of(ray, running, concurrency, num_cpus, num_gpus).at_most(len(todo))
+            mapped(ray, files, Files, given, places, None, 1).materialize()
     return targets
 
 
@@ -82,16 +80,17 @@ class Files(Tables):
     def write(self, source: Path, target: Path) -> None:
         """One file, which gets its name when it is whole."""
         parquet = _parquet()
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-        with parquet.ParquetFile(source) as file:
-            empty = with_vectors(file.schema_arrow.empty_table(), self.column, self.into, self.embedder, self.encode)
-            with part.open("wb") as stream:
+
+        def write(part: Path) -> None:
+            with parquet.ParquetFile(source) as file, part.open("wb") as stream:
+                empty = with_vectors(file.schema_arrow.empty_table(), self.column, self.into, self.embedder, self.encode)
                 with parquet.ParquetWriter(stream, empty.schema) as writer:
-                    for batch in file.iter_batches(GROUP):
+                    for batch in file.iter_batches(BLOCK):
                         writer.write_batch(with_vectors(batch, self.column, self.into, self.embedder, self.encode))
                 stream.flush()
                 os.fsync(stream.fileno())
-        part.replace(target)
+
+        write_atomically(target, write)
 
 
 def _parquet() -> Any:
@@ -138,10 +137,10 @@ def _arrays(step: Any) -> dict[str, Any]:
     return kind | {name: np.asarray(x) for name, x in parts.items() if x is not None}
 
 
-def _told(running: Mapping[str, Any], encode: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that a vector's bits depend on, as JSON has them."""
-    kept = {**running, **encode}
-    return {name: kept[name] if isinstance(kept[name], int | float | str | None) else str(kept[name]) for name in sorted(kept)
+def _told(embedder: Embedder, running: Mapping[str, Any], encode: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that a vector's bits depend on, as JSON has them; a backend that is not named is the one of this machine."""
+    kept = {**running, **encode, "backend": running.get("backend") or embedder.model.backend}
+    return {name: kept[name] if isinstance(kept[name], int | float | str) else str(kept[name]) for name in sorted(kept)
             if name not in ("threads", "batch_tokens") and kept[name] is not None}  # fmt: skip
 
 
@@ -154,7 +153,7 @@ def _recorded(folder: Path, settings: dict[str, Any], sources: dict[str, str]) -
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{RECORD}.lock").open("ab") as held:
         lock(held, folder)
-        before = json.loads(record.read_text()) if record.exists() else {"settings": settings, "sources": {}}
+        before = read_json(record) if record.exists() else {"settings": settings, "sources": {}}
         if before["settings"] != settings:
             told = changed(before["settings"], settings)
             raise Error(f"{folder} was written with another {told}: give the same, or name another folder")
@@ -163,7 +162,5 @@ def _recorded(folder: Path, settings: dict[str, Any], sources: dict[str, str]) -
                 raise Error(f"{folder / name} was made of {before['sources'][name]}, and not of {source}: name another folder")
         for left in folder.glob(".*.part"):
             left.unlink()
-        part = folder / f".{RECORD}.part"
-        part.write_text(json.dumps({"settings": settings, "sources": before["sources"] | sources}, indent=1) + "\n")
-        part.replace(record)
+        write_json(record, {"settings": settings, "sources": before["sources"] | sources})
         yield
