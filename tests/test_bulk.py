@@ -1,16 +1,18 @@
 """Vectors of tables: the bits of one process alone, however rows are cut, spread and lost on the way."""
 
+import contextlib
+import importlib
 import itertools
 import json
 import os
 import random
 import secrets
-import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ from tinyroberta.demo import FOLDER
 
 pytest.importorskip("tokenizers")
 arrow = pytest.importorskip("pyarrow")
+psutil = pytest.importorskip("psutil")
 from pyarrow import parquet  # noqa: E402
 
 from tinyroberta import bulk  # noqa: E402
+from tinyroberta.bulk import cluster, files, tables  # noqa: E402
 
 ROOT = Path(tinyroberta.__file__).parents[1]
 WORDS = [
@@ -171,44 +175,65 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_a_vector_depends_on_is_in_the_digest(embedder: Any) -> None:
     same = tinyroberta.Embedder.from_pretrained(backend="numpy")
-    assert bulk._digest(same) == bulk._digest(embedder)
+    assert files._digest(same) == files._digest(embedder)
     bare = tinyroberta.RobertaPreLayerNormModel.from_pretrained(FOLDER)
     digests = []
     for number in (0, 1):
         tensors = {name: x.copy() for name, x in bare.tensors.items()}
         tensors["embeddings.word_embeddings.weight"][5, 5] += number
         model = type(bare)(bare.config, tensors)
-        digests.append(bulk._digest(tinyroberta.Embedder(model, same.tokenizer)))
-    assert len({bulk._digest(same), *digests}) == 3
+        digests.append(files._digest(tinyroberta.Embedder(model, same.tokenizer)))
+    assert len({files._digest(same), *digests}) == 3
     other = same.recipe._replace(after=())
-    assert bulk._digest(tinyroberta.Embedder(same.model, same.tokenizer, other)) != bulk._digest(same)
+    assert files._digest(tinyroberta.Embedder(same.model, same.tokenizer, other)) != files._digest(same)
 
 
 # With Ray
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def ray() -> Iterator[Any]:
+    """A cluster on loopback, which writes to one temporary folder and leaves no process."""
     pytest.importorskip("ray.data")
-    token = tmp_path_factory.mktemp("ray") / "token"  # else Ray writes one in the home folder
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    for name, value in {
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        os.environ[name] = value
-    import ray as module
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder, pytest.MonkeyPatch.context() as patch:
+        token = Path(folder) / "token"  # else Ray writes one in the home folder
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        for name, value in {
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        }.items():
+            patch.setenv(name, value)
+        import ray as module
 
-    module.init(
-        num_cpus=4, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
-        object_store_memory=2**28, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )  # fmt: skip
-    module.data.DataContext.get_current().enable_progress_bars = False
-    yield module
-    module.shutdown()
+        module.init(
+            num_cpus=3, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
+            object_store_memory=2**28, _temp_dir=folder, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )  # fmt: skip
+        module.data.DataContext.get_current().enable_progress_bars = False
+        started = children("ray")
+        yield module
+        module.shutdown()
+        assert psutil.wait_procs([*started, *children("ray")], 30)[1] == []
+
+
+def children(word: str) -> list[Any]:
+    """Processes below this one whose command has a word."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_until(done: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "this takes too long"
+        time.sleep(0.02)
 
 
 TWO = {"concurrency": 2, "num_cpus": 1}
@@ -229,9 +254,42 @@ def test_bits_depend_on_no_number_of_actors_or_blocks(blocks: int, actors: int, 
     assert np.array_equal(vectors, embedder.encode(texts))
 
 
-def test_a_killed_actor_loses_no_row(ray: Any, embedder: Any, tmp_path: Path) -> None:
-    from ray._private.state import actors  # the public list needs the dashboard
+def test_files_by_their_folder_where_ray_has_it_run(ray: Any, embedder: Any, tmp_path: Path) -> None:
+    """The default: an actor a node, all its CPUs but one."""
+    texts = texts_of(30)
+    parquet.write_table(arrow.table({"n": range(30), "text": texts}), tmp_path / "a.parquet")
+    assert cluster.places_of(ray, {}, None, None, None) == cluster.Places(1, 1, 2, 0, {})
+    numbers, vectors = by_number(bulk.embed(tmp_path).take_all())
+    assert numbers == list(range(30))
+    assert np.array_equal(vectors, embedder.encode(texts))
+    [made] = bulk.embed_files(tmp_path, tmp_path / "out")
+    assert np.array_equal(vectors_of(parquet.read_table(made)["embedding"]), embedder.encode(texts))
 
+
+@pytest.mark.parametrize(("each", "pieces"), [([2000], 2), ([1], 1), ([20] * 5, 2)])
+@pytest.mark.usefixtures("ray")
+def test_files_that_are_few_are_work_for_all_actors(each: list[int], pieces: int, embedder: Any, tmp_path: Path) -> None:
+    """Where actors have none Ray warns, and warnings are errors here."""
+    texts = texts_of(sum(each))
+    starts = np.cumsum([0, *each])
+    paths = [tmp_path / f"{start}.parquet" for start in starts[:-1]]
+    for path, start, end in zip(paths, starts, starts[1:], strict=False):
+        parquet.write_table(arrow.table({"n": range(start, end), "text": texts[start:end]}), path)
+    made = bulk.embed(paths, **TWO).materialize()
+    assert made.num_blocks() == pieces
+    numbers, vectors = by_number(made.take_all())
+    assert numbers == list(range(len(texts)))
+    assert np.array_equal(vectors, embedder.encode(texts))
+
+
+def test_files_are_listed_in_threads_that_import_this() -> None:
+    """A module that one thread fails to import is half a module to others: Ray's threads take that for an error."""
+    pytest.importorskip("ray.data")
+    assert importlib.util.find_spec("aiohttp") is not None
+    assert importlib.import_module("fsspec.implementations.http").HTTPFileSystem
+
+
+def test_a_killed_actor_loses_no_row(ray: Any, embedder: Any, tmp_path: Path) -> None:
     texts = texts_of(6000)
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -241,13 +299,9 @@ def test_a_killed_actor_loses_no_row(ray: Any, embedder: Any, tmp_path: Path) ->
     killed: list[int] = []
 
     def kill() -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and not (out.is_dir() and any(out.glob("*.parquet"))):
-            time.sleep(0.02)
-        found = [
-            actor["Pid"] for actor in actors().values() if actor["State"] == "ALIVE" and "MapWorker" in actor["ActorClassName"]
-        ]
-        os.kill(found[0], signal.SIGKILL)
+        wait_until(lambda: any(out.glob("*.parquet")))
+        found = children("MapWorker(MapBatches(Tables))")
+        found[0].kill()
         killed.extend([len(found), len(list(out.glob("*.parquet")))])
 
     killer = threading.Thread(target=kill)
@@ -280,12 +334,10 @@ def test_a_driver_that_is_killed_goes_on_with_the_files_that_are_left(ray: Any, 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script, str(source), str(out), address], env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    end = time.monotonic() + 60
-    while time.monotonic() < end and len(list(out.glob("*.parquet"))) < 2 and driver.poll() is None:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(out.glob("*.parquet"))) >= 2 or driver.poll() is not None)
     driver.kill()
     driver.wait()
-    time.sleep(0.5)  # until its actors have died too
+    wait_until(lambda: not children("MapWorker(MapBatches(Files))"))  # for its actors die after it
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 2 <= len(before) < 8
     targets = bulk.embed_files(source, out, **TWO)
@@ -297,11 +349,11 @@ def test_a_driver_that_is_killed_goes_on_with_the_files_that_are_left(ray: Any, 
         assert made["embedding"][250].as_py() is None
         assert np.array_equal(vectors_of(made["embedding"].drop_null()), embedder.encode(texts[start : start + 250]))
     left = {path.name for path in out.iterdir()} - {path.name for path in targets}
-    assert left == {bulk.RECORD, f".{bulk.RECORD}.lock"}
+    assert left == {files.RECORD, f".{files.RECORD}.lock"}
 
 
 def test_a_folder_of_another_job_is_refused(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "_mapped", lambda *_: ray.data.range(1))
+    monkeypatch.setattr(files, "mapped", lambda *_: ray.data.range(1))
     source, out = tmp_path / "a.parquet", tmp_path / "out"
     parquet.write_table(arrow.table({"text": ["a"], "other": ["b"]}), source)
     bulk.embed_files(source, out)
@@ -311,11 +363,18 @@ def test_a_folder_of_another_job_is_refused(ray: Any, tmp_path: Path, monkeypatc
         ({"into": "v"}, "another into"),
         ({"normalize": False}, "another normalize"),
         ({"matmul_precision": "medium"}, "another matmul_precision"),
+        ({"backend": "numpy"}, "another backend"),
     ):
         with pytest.raises(Error, match=told):
             bulk.embed_files(source, out, **how)
     bulk.embed_files(source, out, batch_tokens=7, threads=1, backend=None)
-    with pytest.raises(Error, match=f"another process writes {out} now"), bulk._recorded(out, read(out), {}):
+    bulk.embed_files(source, out, backend=read(out)["backend"])
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_opened", {})
+        patch.setattr("tinyroberta.keywords.default_backend", lambda: "numpy")
+        with pytest.raises(Error, match="another backend"):
+            bulk.embed_files(source, out)
+    with pytest.raises(Error, match=f"another process writes {out} now"), files._recorded(out, read(out), {}):
         bulk.embed_files(source, out)
     again = tmp_path / "b" / "a.parquet"
     again.parent.mkdir()
@@ -331,11 +390,11 @@ def test_a_folder_of_another_job_is_refused(ray: Any, tmp_path: Path, monkeypatc
     parquet.write_table(arrow.table({"a": [1]}), tmp_path / "full" / "x.parquet")
     with pytest.raises(Error, match="holds Parquet files of others"):
         bulk.embed_files(source, tmp_path / "full")
-    assert not (tmp_path / "full" / bulk.RECORD).exists()
+    assert not (tmp_path / "full" / files.RECORD).exists()
 
 
 def read(out: Path) -> Any:
-    return json.loads((out / bulk.RECORD).read_text())["settings"]
+    return json.loads((out / files.RECORD).read_text())["settings"]
 
 
 def test_a_mistake_is_told_before_the_job(ray: Any, tmp_path: Path) -> None:
@@ -350,6 +409,7 @@ def test_a_mistake_is_told_before_the_job(ray: Any, tmp_path: Path) -> None:
         ({"truncate_dim": 0}, "truncate_dim is 0"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"concurrency": (2, 1)}, "concurrency is"),
+        ({"batch_size": 0}, "batch_size is 0"),
     ):
         with pytest.raises(Error, match=told):
             bulk.embed(given, **how)

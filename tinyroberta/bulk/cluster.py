@@ -44,6 +44,8 @@ def embed(
         if absent := [path for path in paths if "://" not in path and not Path(path).exists()]:
             raise Error(f"there is no file {absent[0]}")
         dataset = ray.data.read_parquet(paths)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise Error(f"batch_size is {batch_size!r}; it must be a number of rows of at least 1")
     if not isinstance(dataset, ray.data.Dataset):
         raise Error(f"a dataset is of type {type(dataset).__name__}; it must be a ray.data.Dataset, or paths of Parquet files")
     _check_schema(dataset.schema(), column, into)
@@ -53,7 +55,9 @@ def embed(
     if from_paths:  # else a file is one block, whatever its length, and one actor's
         count = dataset.count()
         places = places.at_most(count)
-        dataset = dataset.repartition(target_num_rows_per_block=max(1, min(BLOCK, count // places.most)))
+        rows = max(1, min(BLOCK, count // places.most))
+        batch_size = min(batch_size, rows)  # for Ray puts blocks together up to a batch
+        dataset = dataset.repartition(target_num_rows_per_block=rows)
     given = {"column": column, "into": into, "model": model, "revision": revision, "encode": encode}
     return mapped(ray, dataset, Tables, given, places, batch_size)
 
