@@ -13,6 +13,8 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +29,39 @@ from .embed import sentences, write_folder
 BILLION = 10**9
 
 
-def start_ray(cpus: int) -> Any:
-    """Ray on loopback alone, without its page and its statistics."""
-    token = Path(tempfile.mkdtemp()) / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(token)}
-    import ray
+@contextmanager
+def local_ray(cpus: int) -> Iterator[Any]:
+    """Ray on loopback alone, without its page and its statistics; what it writes goes with it."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(token)}
+        import ray.data
 
-    root = str(Path(tinyroberta.__file__).parents[1])
-    ray.init(
-        num_cpus=cpus + 1, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
-        object_store_memory=2**28, runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    return ray
+        root = str(Path(tinyroberta.__file__).parents[1])
+        ray.init(
+            num_cpus=cpus + 1, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
+            object_store_memory=2**28, _temp_dir=folder, runtime_env={"env_vars": {"PYTHONPATH": root}},
+        )  # fmt: skip
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What Ray Data adds to Embedder.encode on one node.")
     parser.add_argument("--texts", type=int, default=4000)
     add_options(parser, 60)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(given)
     about = machine()
     threads = chosen.threads or about["cpus"]
     texts = sentences(chosen.texts)
-    ray = start_ray(threads)
-    about["versions"]["ray"] = ray.__version__
-    print(f"{about['cpu']}, {threads} threads; {len(texts)} sentences", flush=True)
-    with exports(chosen.exports, "embed") as folder:
+    with local_ray(threads) as ray, exports(chosen.exports, "embed") as folder:
+        about["versions"]["ray"] = ray.__version__
+        print(f"{about['cpu']}, {threads} threads; {len(texts)} sentences", flush=True)
         write_folder(folder)
         model = folder / "model"
         embedder = tinyroberta.Embedder.from_pretrained(model, threads=threads)
@@ -92,7 +98,6 @@ def main() -> None:
         print(f"  {name:16} {speed:8.1f} texts/s  x {row['ratio']:.3f}  {BILLION / speed / 3600:,.0f} hours", flush=True)
     for bits in (32, 16):
         print(f"  a billion vectors of {embedder.dimension} float{bits}: {BILLION * embedder.dimension * bits / 8e12:.2f} TB")
-    ray.shutdown()
     if chosen.save:
         save(about | {"threads": threads, "texts": len(texts), "stacks": rows}, "bulk")
 

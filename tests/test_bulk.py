@@ -33,25 +33,7 @@ from tinyroberta import bulk  # noqa: E402
 from tinyroberta.bulk import cluster, files, tables  # noqa: E402
 
 ROOT = Path(tinyroberta.__file__).parents[1]
-WORDS = [
-    "the",
-    "sea",
-    "was",
-    "calm",
-    "and",
-    "she",
-    "opened",
-    "a",
-    "door",
-    "to",
-    "see",
-    "who",
-    "had",
-    "come",
-    "home",
-    "in",
-    "rain",
-]
+WORDS = ["the", "sea", "was", "calm", "and", "she", "opened", "a", "door", "to", "see", "who", "had", "come", "home", "in"]
 
 
 def texts_of(count: int) -> list[str]:

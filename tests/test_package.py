@@ -59,7 +59,7 @@ def test_every_requirement_says_one_least_version_for_ci() -> None:
     tools = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "least_versions.py"))
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     pins = tools["least"](project)
-    extras = (project["optional-dependencies"][name] for name in ("cpu", "hub", "text", "ray", "test"))
+    extras = (project["optional-dependencies"][name] for name in ("cpu", "hub", "text", "parquet", "test"))
     for requirement in itertools.chain(project["dependencies"], *extras):
         plain = re.sub(r"\[\w+\]", "", requirement)
         assert requirement.startswith("tinyroberta[") or plain in {f"{name}>={pins[name]}" for name in pins}
