@@ -71,6 +71,7 @@ def test_a_table_gets_one_column_and_keeps_all_else(form: str, chunks: int, embe
     assert np.array_equal(vectors_of(made["embedding"].drop_null()), expected)
 
 
+@pytest.mark.skipif(int(arrow.__version__.split(".")[0]) < 26, reason="before 26 pyarrow writes no null among lists of one size")
 def test_parquet_keeps_lists_of_one_size_and_nulls(tmp_path: Path, embedder: Any) -> None:
     made = bulk.embed_table(arrow.table({"text": ["a", None, "b"]}), model=embedder)
     parquet.write_table(made, tmp_path / "a.parquet")
