@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,29 @@ def test_our_server_is_measured_under_every_load(tmp_path: Path, capsys: pytest.
     assert row["wrong"] == row["other_bits"] == row["given_up"] == row["broken"] == row["failed"] == 0
     assert row["answered"] + row["refused"] == row["sent"] > 20
     assert "200 vectors, each text alone, have the bits of Embedder.encode" in capsys.readouterr().out
+
+
+def test_what_ray_adds_is_measured_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for needed in ("ray.data", "tokenizers", "psutil"):
+        pytest.importorskip(needed)
+    from benchmarks import bulk
+
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")  # given back after
+    with tempfile.TemporaryDirectory(prefix="r") as short:  # the names of sockets have at most 107 bytes
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        monkeypatch.setitem(embed.SIZES, "base", (16, 1, 2, 24))
+        bulk.main(["--texts", "9", "--seconds", "0", "--threads", "1", "--exports", str(tmp_path)])
+        assert list(Path(short).iterdir()) == []
+    told = capsys.readouterr().out
+    assert "encode" in told
+    assert "ray, less start" in told
+    assert "a billion vectors of 16 float32: 0.06 TB" in told
+    import psutil
+
+    assert not [process for process in psutil.Process().children(recursive=True) if "ray" in process.name()]
 
 
 def test_a_wrong_vector_and_other_bits_are_seen() -> None:

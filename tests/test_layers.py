@@ -14,7 +14,7 @@ Graph = dict[str, set[str]]
 # each other.
 LAYERS = (
     ("errors", "terminal"),
-    ("progress",),
+    ("progress", "columns"),
     ("weights",),  # files, and the names in them
     ("backends",),  # which know no configuration; it knows the activations that they have
     ("config", "losses", "outputs"),
@@ -29,7 +29,7 @@ LAYERS = (
     ("demo", "inspect", "convert", "numerics"),
     ("tasks",),
     ("tinyroberta",),  # __init__.py: the public names
-    ("serve",),
+    ("serve", "bulk"),
     ("cli",),
     ("__main__",),
 )

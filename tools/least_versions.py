@@ -2,7 +2,7 @@
 
     python tools/least_versions.py > least.txt && pip install -c least.txt '.[test]'
 
-An extra that asks for a later version than another (the GPU's, of NumPy) is left out with what it names.
+An extra that asks for a later version than another (the GPU's, of NumPy; Ray's, of pyarrow) is left out with what it names.
 """
 
 import re
@@ -10,8 +10,14 @@ import sys
 import tomllib
 from pathlib import Path
 
-OTHERS = ("cuda12", "cuda13", "docs", "dev")  # for a GPU; what builds the site; the tools whose very version is named
-DECLARED = re.compile(r"([\w.-]+)>=([\w.]+)$")
+OTHERS = (
+    "cuda12",
+    "cuda13",
+    "ray",
+    "docs",
+    "dev",
+)  # for a GPU; for a cluster; what builds the site; the tools whose very version is named
+DECLARED = re.compile(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)$")
 OURSELVES = re.compile(r"tinyroberta\[[\w,]+\]$")
 
 

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..columns import column_of, import_arrow, names_of
 from ..errors import Error
 
 CHARACTERS = 2**17  # of a list
@@ -196,11 +197,11 @@ def _objects(lines: Iterable[str], name: str, field: str | None, before: int = 0
 def _item(value: Any, field: str | None, where: str) -> Item:
     record = value if isinstance(value, dict) else {"text": value}
     if field is None and isinstance(value, dict):
-        told = f"--field must name the text's: there are {_names(record)}"
+        told = f"--field must name the text's: there are {names_of(record)}"
         return Item(None, record, where, Error(told))
     name = field if field is not None else "text"
     if name not in record:
-        return Item(None, record, where, Error(f"it has no field {name}: there are {_names(record)}"))
+        return Item(None, record, where, Error(f"it has no field {name}: there are {names_of(record)}"))
     if not isinstance(record[name], str):
         kind = "null" if record[name] is None else type(record[name]).__name__
         return Item(None, record, where, Error(f"its field {name} holds {kind}, and not a text"))
@@ -244,28 +245,11 @@ def _parquet(name: str, column: str | None) -> Iterator[Item]:
         raise Error(f"cannot read {name}: {str(error).partition(chr(10))[0]}") from error
 
 
-def import_arrow() -> Any:
-    """The pyarrow package; raises Error where it is not installed."""
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise Error("Parquet needs the pyarrow package: pip install 'tinyroberta[parquet]'") from error
-    return pyarrow
-
-
 def _column(names: Sequence[str], column: str | None, name: str) -> str:
-    if column is None:
-        if len(names) == 1:
-            return names[0]
-        raise Error(f"--column must name the text's of {name}: there are {_names(names)}")
-    if column not in names:
-        raise Error(f"{name} has no column {column}: there are {_names(names)}")
-    return column
-
-
-def _names(names: Iterable[str]) -> str:
-    shown = [str(name)[:40] for name in names]
-    return ", ".join(shown[:12]) + (" ..." if len(shown) > 12 else "") or "none"
+    """The column that holds the texts; raises Error where it is not there, or none is named and there are several."""
+    if column is None and len(names) != 1:
+        raise Error(f"--column must name the text's of {name}: there are {names_of(names)}")
+    return column_of(names, names[0] if column is None else column, name)
 
 
 def _encoding(binary: BinaryIO, name: str) -> str | None:

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..columns import import_arrow
 from ..errors import Error
-from .reading import Item, import_arrow
+from ..weights.files import changed, lock
+from .reading import Item
 
 EVERY = 1.0  # seconds from one line of the log to the next
 HEADER = 128  # bytes of an .npy file before its numbers: room for any count of rows
@@ -79,7 +81,7 @@ class Writer:
         told = json.dumps(settings, sort_keys=True, default=str)
         self.file = open(self.part, "ab")  # noqa: PTH123, SIM115 - for as long as the writer lives
         try:
-            _lock(self.file, self.part)
+            lock(self.file, self.part)
             self.format = format_of(out, self.part)
             if "\n" in begun:
                 self._resume(begun, told)
@@ -93,9 +95,8 @@ class Writer:
     def _resume(self, begun: str, told: str) -> None:
         first, *lines, _ = begun.split("\n")
         if first != told:
-            was, now = json.loads(first), json.loads(told)
-            changed = ", ".join(name for name in now if now[name] != was.get(name)) or "settings"
-            raise Error(f"{self.part} was begun with another {changed}: give the same, or delete {self.part} and {self.log}")
+            which = changed(json.loads(first), json.loads(told))
+            raise Error(f"{self.part} was begun with another {which}: give the same, or delete {self.part} and {self.log}")
         size = self.part.stat().st_size
         for line in lines:
             entry = Log(*json.loads(line))
@@ -178,18 +179,6 @@ def _part(out: Path) -> Path:
 
 def _log(out: Path) -> Path:
     return out.with_name(f"{out.name}.part.log")
-
-
-def _lock(file: BinaryIO, part: Path) -> None:
-    """Let no second process write to the same part."""
-    try:
-        import fcntl
-    except ImportError:  # Windows lets no second process rename what the first has open
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise Error(f"another process writes {part} now") from error
 
 
 # The kinds of files.

@@ -3,9 +3,9 @@
 import json
 import mmap
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -92,3 +92,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     except (TypeError, ValueError, RecursionError) as error:  # ValueError: a circle, or half of a surrogate pair
         raise Error(f"cannot write {path}: it would hold what JSON cannot: {error}") from error
     write_atomically(path, lambda part: part.write_bytes(text))
+
+
+def lock(file: BinaryIO, part: Path) -> None:
+    """Let no second process write to the same part."""
+    try:
+        import fcntl
+    except ImportError:  # Windows lets no second process rename what the first has open
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise Error(f"another process writes {part} now") from error
+
+
+def changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The names of the settings that differ from those that a file was begun with."""
+    return ", ".join(name for name in {**now, **was} if now.get(name) != was.get(name)) or "settings"
