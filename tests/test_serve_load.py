@@ -168,9 +168,22 @@ def test_a_request_without_room_is_refused_at_its_head_before_anything_is_made_o
     assert 'te_request_count{method="/embed"} 4\n' in server.metrics.text({})
     last, made, _ = spoken(one.replace(b"Host", b"Connection: close\r\nHost"), full=True)
     assert (made, last.closed, b"connection: close" in last.data) == (0, True, True)
+    closing = head(4).replace(b"Host", b"Connection: close\r\nHost")
+    assert [spoken(closing, b"a" * sent, full=True)[0].closed for sent in (3, 4)] == [False, True]
     for other in (one.replace(b"POST", b"GET"), request({}, "/no-such-route"), request({}, "/%ff")):
         assert spoken(other, full=True)[1] == 1
     assert spoken(one, full=False)[1] == 1
+
+
+def test_a_long_body_without_room_loses_its_sender_no_answer() -> None:
+    with planted(max_concurrent_requests=1) as server, connected(server) as waiting:
+        waiting.sendall(request({"inputs": DELAY}))
+        under_way(server, 1)
+        for length in (1_000_000, 10_000_000):
+            with connected(server) as client:
+                client.sendall(head(length).replace(b"Host", b"Connection: close\r\nHost") + b"a" * length)
+                assert status_of(client) == 429
+        assert status_of(waiting) == 200
 
 
 def test_refusals_keep_the_order_of_requests_and_the_error_of_their_route() -> None:

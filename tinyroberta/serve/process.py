@@ -23,9 +23,7 @@ KEPT_SECONDS = 15.0  # a connection without a request
 GRACE_SECONDS = 60  # for what is under way at the end
 BACKLOG = 2048
 HEAD_BYTES = 1 << 16
-REFUSED: Any = SimpleNamespace(
-    response_complete=True, message_event=asyncio.Event()
-)  # uvicorn's state of a request that was answered
+REFUSED: Any = SimpleNamespace(response_complete=True, message_event=asyncio.Event())  # uvicorn's state of what is answered
 
 
 class Protocol(HttpToolsProtocol):
@@ -70,13 +68,10 @@ class Protocol(HttpToolsProtocol):
         if not (first and self.parser.get_method() == b"POST" and path in self._server.posts and self._server.full()):
             return super().on_headers_complete()
         refused = self._server.turned_away(path)
-        keep = self.parser.should_keep_alive()
-        headers = {**refused.headers, "connection": "keep-alive" if keep else "close"}
+        headers = {**refused.headers, "connection": "keep-alive" if self.parser.should_keep_alive() else "close"}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.cycle = REFUSED
         self.transport.write(f"HTTP/1.1 {refused.status_code} Too Many Requests\r\n{lines}\r\n".encode() + refused.body)
-        if not keep:
-            self.transport.close()
         return self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -86,6 +81,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unread = 0
         super().on_message_complete()
+        if self.cycle is REFUSED and not self.parser.should_keep_alive():  # before its end the sender would lose the answer
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
