@@ -10,13 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-OTHERS = (
-    "cuda12",
-    "cuda13",
-    "ray",
-    "docs",
-    "dev",
-)  # for a GPU; for a cluster; what builds the site; the tools whose very version is named
+OTHERS = ("cuda12", "cuda13", "ray", "docs", "dev")  # GPUs; clusters; what builds the site; tools whose very version is named
 DECLARED = re.compile(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)$")
 OURSELVES = re.compile(r"tinyroberta\[[\w,]+\]$")
 
