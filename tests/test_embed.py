@@ -102,7 +102,9 @@ def test_any_iterable_is_taken_and_one_string_is_one_vector(tmp_path: Path) -> N
 
 def test_a_stream_has_the_vectors_of_a_list_and_loses_nothing_to_a_bad_text(tmp_path: Path) -> None:
     model = embedder(tmp_path, "xlm-mean")
-    assert np.array_equal(list(model.stream(iter(TEXTS), prompt_name="query")), model.encode(TEXTS, prompt_name="query"))
+    found = list(model.stream(iter(TEXTS), prompt_name="query"))
+    assert np.array_equal(found, model.encode(TEXTS, prompt_name="query"))
+    assert all(vector.base is None for vector in found)  # none keeps the memory of others
     mixed = list(model.stream(["a", "\ud800", None, "b"], keep_errors=True))
     assert [isinstance(one, Error) for one in mixed] == [False, True, True, False]
     assert np.array_equal(mixed[3], model.encode("b"))

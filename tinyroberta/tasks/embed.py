@@ -184,7 +184,8 @@ class Embedder(Task):
         finish = self.finisher(normalize, truncate_dim)
         given: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt, "max_length": max_length, "long": long}
         answers = self._answered(texts, ("dense",), finish, batch_tokens=batch_tokens, keep_errors=keep_errors, **given)
-        return (_vector(answer, finish) if answer.error is None else answer.error for answer in answers)
+        # a copy, since a vector that is kept would keep those of its whole group
+        return (_vector(answer, finish).copy() if answer.error is None else answer.error for answer in answers)
 
     def encode_query(self, texts: Any, **how: Any) -> Any:
         """`encode` with the prompt named "query", where there is one and none is given; as SentenceTransformer.encode_query."""
