@@ -260,10 +260,11 @@ def test_embed_killed_at_any_moment_and_started_again_finishes(suffix: str, tmp_
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    texts, out = file_of_texts(tmp_path / "texts.jsonl", 4000), tmp_path / "out.npy"
+    texts, out = file_of_texts(tmp_path / "texts.jsonl", 12_000), tmp_path / "out.npy"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
     command = [
-        sys.executable, "-m", "tinyroberta", "embed", str(texts), "--field", "text", "--backend", "numpy",
-        "--model", str(FOLDER), "--out", str(out),
+        sys.executable, "-c", f"{heard}; import runpy; runpy.run_module('tinyroberta', run_name='__main__', alter_sys=True)",
+        "embed", str(texts), "--field", "text", "--backend", "numpy", "--model", str(FOLDER), "--out", str(out),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
