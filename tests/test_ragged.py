@@ -1,4 +1,4 @@
-"""Texts of any lengths, without padding, have the padded call's bits; means and first rows are right wherever padding stands."""
+"""Texts of any lengths, without padding, have the padded call's bits; first rows are right wherever padding stands."""
 
 import dataclasses
 from typing import Any
@@ -51,8 +51,6 @@ def assert_same_bits(model: Any, texts: list[list[int]]) -> None:
     encoded = model._encode_ragged(texts)
     assert np.array_equal(encoded.rows.unpack(encoded.last), wanted)
     assert np.array_equal(encoded.first(), wanted[:, 0])
-    means = np.stack([x[: len(text)].sum(0) / len(text) for x, text in zip(wanted, texts, strict=True)])
-    assert np.array_equal(encoded.rows.mean(encoded.last), means)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -103,30 +101,31 @@ def test_rows_and_positions_are_those_of_the_padded_texts(lengths: list[int], ca
 
 @some
 @given(data=st.data(), whole=st.booleans(), skip=st.booleans(), fractional=st.booleans())
-def test_means_are_of_tokens_and_first_rows_of_position_0(data: st.DataObject, whole: bool, skip: bool, fractional: bool) -> None:
-    """Padding on the left, on the right and in holes; a text of padding alone has the mean 0."""
+def test_what_is_packed_unpacks_and_first_rows_are_of_position_0(
+    data: st.DataObject, whole: bool, skip: bool, fractional: bool
+) -> None:
+    """Padding on the left, on the right and in holes."""
     shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 6)))
     tokens = st.lists(st.sampled_from([0, 1]), min_size=shape[1], max_size=shape[1])
     mask = np.array(data.draw(st.lists(tokens, min_size=shape[0], max_size=shape[0])))
     x = np.random.default_rng(0).standard_normal((*shape, 3))
     rows = arrange(mask * 0.5 if fractional else mask, shape, None, causal=False, whole=whole, skip=skip, dtype=np.float64)
-    wanted = [x[b][mask[b] == 1].sum(0) / max(mask[b].sum(), 1) for b in range(shape[0])]
-    assert np.array_equal(rows.mean(rows.pack(x)), np.array(wanted))
+    assert np.array_equal(rows.unpack(rows.pack(x))[mask == 1], x[mask == 1])
     assert np.array_equal(rows.first(rows.pack(x)), x[:, 0])
 
 
 @pytest.mark.parametrize("reproducible", [False, True])
-def test_a_texts_mean_does_not_depend_on_its_padding(reproducible: bool) -> None:
+def test_a_texts_rows_do_not_depend_on_its_padding(reproducible: bool) -> None:
     config = dataclasses.replace(CONFIG, pad_token_id=PAD)
     model = new_model(KIN["roberta-prelayernorm"]["Model"], config, backend="numpy", reproducible=reproducible)
     texts = texts_of([3, 9, 1, 6])
-    alone = np.concatenate([model._encode_ragged([text]).rows.mean(model._encode_ragged([text]).last) for text in texts])
+    alone = np.concatenate([model._encode_ragged([text]).last for text in texts])
     for left in (False, True):
         ids, mask = padded(texts, left)
         given = Given(ids, mask, None, None, None, None)
         ready = prepare(model.config, model.ops, np.dtype("float32"), given, {}, False)
         assert bool((ready.rows.attended is not None) == left)
-        found = ready.rows.mean(model._encode(model.ops, ready).last)
+        found = ready.rows.unpack(model._encode(model.ops, ready).last)[mask == 1]
         np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
         assert not reproducible or np.array_equal(found, alone)
 

@@ -5,7 +5,7 @@ Whole: every position is a row and the mask is added to the scores, as Hugging F
 """
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -74,16 +74,6 @@ class Rows(NamedTuple):
     def first(self, x: Array) -> Array:  # (T, D) -> (B, D)
         """The rows of every text's position 0, padding or not, as Hugging Face's heads read it."""
         return x[self.first_rows]
-
-    def mean(self, x: Array) -> Array:  # (T, D) -> (B, D)
-        """The mean of every text's tokens, wherever its padding stands; 0 for a text that has none."""
-        starts = self.sequences.query_start.tolist()
-        means = np.zeros_like(x, shape=(self.shape[0], x.shape[1]))
-        for b, (start, end) in enumerate(pairwise(starts)):
-            rows = x[start:end] if self.attended is None else x[start:end][self.attended[start:end]]
-            if len(rows):
-                means[b] = rows.sum(0) / len(rows)
-        return means
 
 
 class Ragged(Rows):

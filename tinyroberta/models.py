@@ -257,7 +257,7 @@ class RobertaPreLayerNormPreTrainedModel:
 
     @ieee
     def _encode_ragged(self, texts: Sequence[Any], token_types: Sequence[Any] | None = None) -> Encoded:
-        """Lists of ids of any lengths -> the encoder's rows (T, D), with no padding; Rows unpacks them, or takes their means."""
+        """Lists of ids of any lengths -> the encoder's rows (T, D), with no padding; Rows unpacks them."""
         ops = self.ops
         ready = prepare_ragged(self.config, ops, np.dtype(self.settings.dtype), texts, token_types)
         return Encoded(self.weights, ready.rows, self._encode(ops, ready).last, self.config.layer_norm_eps)

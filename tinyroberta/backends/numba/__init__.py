@@ -1,4 +1,5 @@
-"""The CPU backend: the ops of the contract compiled by Numba (`relative` and `sums` are NumPy's), with products on tiles.
+"""The CPU backend: the ops of the contract compiled by Numba (`relative` and `sums` are NumPy's), with products on
+tiles where the CPU has them.
 
 It computes in float32 only; float64 is the NumPy backend's. On the paths amx, vnni and fma a text's result has the same bits
 alone and in any batch, in any order and with any number of threads; on blas that is up to BLAS. reproducible.py gives the same
